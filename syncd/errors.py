@@ -1,0 +1,170 @@
+"""Every error that syncd tells anybody about.
+
+::
+
+    SyncdError
+    ├─ ConfigError · JournalError · ControlError ─ NotRunningError · LockedError
+    ├─ XMPPError
+    │  ├─ OfflineError                          we, or the peer, are not there now
+    │  ├─ AuthenticationError                   the server does not take our credentials
+    │  ├─ RemoteProtocolError                   the server broke the protocol
+    │  ├─ StreamError(condition, text)          RFC 6120 4.9
+    │  └─ StanzaError(type, condition, text)    RFC 6120 8.3
+    └─ TransferError(type)
+       ├─ DeclinedError                         the peer does not want the file
+       ├─ BytestreamError                       no way to the peer; cause: a group, one each
+       └─ StalledError · TruncatedError · IntegrityError · ChangedError
+
+The message is a sentence for the user: what happened and why; `hint` is what to do. The
+RFC's error type decides the retry: WAIT is tried again by itself, everything else needs a
+person. Sans-IO. Our own misuse is AssertionError or ValueError and not in this tree.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class ErrorType(enum.StrEnum):
+    """What to do about an error (RFC 6120 section 8.3.2)."""
+
+    AUTH = "auth"  # retry after providing credentials
+    CANCEL = "cancel"  # do not retry
+    CONTINUE = "continue"  # only a warning
+    MODIFY = "modify"  # retry after changing what was sent
+    WAIT = "wait"  # retry later
+
+
+class SyncdError(Exception):
+    """The root of the tree.
+
+    Args:
+      message: A sentence for the user: what happened, and why.
+      hint: What to do about it; empty when it passes by itself.
+      type: Whether a retry can help; default: the class's.
+
+    Attributes:
+      hint: As given.
+      type: As given.
+    """
+
+    default_type = ErrorType.CANCEL
+
+    def __init__(self, message: str, *, hint: str = "", type: ErrorType | None = None) -> None:  # noqa: A002 - the RFC's word
+        super().__init__(message)
+        self.hint = hint
+        self.type = type if type is not None else self.default_type
+
+
+class ConfigError(SyncdError):
+    """The configuration cannot be used; the user must change it."""
+
+
+class JournalError(SyncdError):
+    """The journal cannot be read or written."""
+
+
+class ControlError(SyncdError):
+    """The control socket was not answered, or answered with a refusal."""
+
+
+class NotRunningError(ControlError):
+    """No daemon serves the control socket."""
+
+
+class LockedError(ControlError):
+    """Another daemon already uses this state directory or control socket."""
+
+
+class XMPPError(SyncdError):
+    """Something between us and the XMPP server, or beyond it."""
+
+    default_type = ErrorType.WAIT
+
+
+class OfflineError(XMPPError):
+    """We are not connected, or the peer is not."""
+
+
+class AuthenticationError(XMPPError):
+    """The server does not take our credentials, or cannot prove it knows them."""
+
+    default_type = ErrorType.AUTH
+
+
+class RemoteProtocolError(XMPPError):
+    """The other end broke the protocol."""
+
+
+class StreamError(XMPPError):
+    """The stream has ended with an error (RFC 6120 section 4.9).
+
+    Args:
+      condition: The defined condition, such as ``conflict``.
+      text: The other end's own words, if any.
+    """
+
+    def __init__(self, condition: str, text: str = "") -> None:
+        super().__init__(f"the stream ended: {text or condition} [{condition}]")
+        self.condition = condition
+        self.text = text
+
+
+class StanzaError(XMPPError):
+    """A request was refused, or is to be refused (RFC 6120 section 8.3).
+
+    Args:
+      type: What the requester may do about it.
+      condition: The defined condition, such as ``item-not-found``.
+      text: The refuser's own words, if any.
+      by: Who refused, if known: a JID.
+      app: An application-specific condition as ``{namespace}name``, if any.
+    """
+
+    def __init__(
+        self,
+        type: ErrorType,  # noqa: A002 - the RFC's word
+        condition: str,
+        text: str = "",
+        *,
+        by: str = "",
+        app: str = "",
+    ) -> None:
+        who = f"{by} refused" if by else "refused"
+        super().__init__(f"{who}: {text or condition} [{condition}]", type=type)
+        self.condition = condition
+        self.text = text
+        self.by = by
+        self.app = app
+
+
+class TransferError(SyncdError):
+    """A file did not reach the other end."""
+
+    default_type = ErrorType.WAIT
+
+
+class DeclinedError(TransferError):
+    """The peer does not want the file."""
+
+    default_type = ErrorType.CANCEL
+
+
+class BytestreamError(TransferError):
+    """No way led to the peer; the cause is a group with one error for each that was tried."""
+
+
+class StalledError(TransferError):
+    """No byte moved for too long."""
+
+
+class TruncatedError(TransferError):
+    """The bytestream ended before the file did."""
+
+
+class IntegrityError(TransferError):
+    """What arrived is not what was sent."""
+
+
+class ChangedError(TransferError):
+    """The file changed, or went away, while it was being sent."""
