@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
+import re
 from dataclasses import dataclass
 
 # RFC 7622 section 3.1: each part is at most 1023 bytes.
 MAX_PART = 1023  # bytes
+MAX_JID = 3 * MAX_PART + len("@/")  # bytes
 
 # RFC 7622 section 3.3.1: what a localpart may not contain beyond PRECIS.
 _FORBIDDEN_LOCAL = frozenset("\"&'/:<>@")
+
+# RFC 7622 section 3.2 (ifqdn): letters, digits and hyphens, at most 63 bytes a label
+# (RFC 1035 section 2.3.4). COMPAT(servers): underscores, which names inside a company have.
+_ASCII_DOMAIN = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,13 +61,17 @@ class JID:
 # Every stanza carries one or two addresses, and they are nearly always the same few.
 @functools.lru_cache(maxsize=512)
 def _parse(text: str) -> JID:
+    if len(text) > MAX_JID:
+        raise ValueError(f"an address has at most {MAX_JID} bytes, this has {len(text)}")
     # RFC 7622 section 3.2: the resource is behind the first slash and may itself hold
-    # "@" and "/", so it is cut off first.
+    # "@" and "/", so it is cut off first; then the local part is before the first "@".
     rest, slash, resource = text.partition("/")
-    local, at, domain = rest.rpartition("@")
     if slash and not resource:
         raise ValueError(f"{text!r} ends in a slash: the resource is missing")
-    if at and not local:
+    local, at, domain = rest.partition("@")
+    if not at:
+        local, domain = "", rest
+    elif not local:
         raise ValueError(f"{text!r} has nothing before the @")
     return JID(
         _prepare_local(local) if local else "",
@@ -70,9 +81,11 @@ def _parse(text: str) -> JID:
 
 
 def _prepare_local(local: str) -> str:
+    local = _precis("UsernameCaseMapped", local)
+    # After the preparation, which turns a fullwidth @ or / into the real one.
     if bad := _FORBIDDEN_LOCAL.intersection(local):
-        raise ValueError(f"the part before the @ may not contain {''.join(sorted(bad))}")
-    return _checked("part before the @", _precis("UsernameCaseMapped", local))
+        raise ValueError(f"the part before the @ may not contain {' '.join(sorted(bad))}")
+    return _checked("part before the @", local)
 
 
 def _prepare_resource(resource: str) -> str:
@@ -80,23 +93,33 @@ def _prepare_resource(resource: str) -> str:
 
 
 def _prepare_domain(domain: str) -> str:
-    domain = domain.removesuffix(".")
+    """Bring a domain into the one form that RFC 7622 section 3.2.1 compares: U-labels."""
     if domain.startswith("["):
-        if not domain.endswith("]"):
-            raise ValueError(f"the address {domain!r} lacks its closing bracket")
-        return domain.lower()
-    if domain.isascii():
-        domain = domain.lower()
-    else:
-        # COMPAT(python): the built-in codec is IDNA 2003, which RFC 7622 replaced; only
-        # its lower-casing and dot handling are used, the name stays a U-label.
+        return _prepare_ip_literal(domain)
+    prepared = domain.lower()
+    if not prepared.isascii() or "xn--" in prepared:
+        # Imported late: the tables cost memory, and nearly every JID is ASCII.
+        # IDNA 2008; the built-in codec is IDNA 2003 and sends straße.de to strasse.de.
+        import idna
+
         try:
-            domain = domain.encode("idna").decode("idna")
+            prepared = idna.decode(domain, uts46=True)
         except UnicodeError as error:
             raise ValueError(f"{domain!r} is not a domain name: {error}") from error
-    if not domain or any(c <= " " or c in '@/\\"<>&:' or c == "\x7f" for c in domain):
+    prepared = prepared.removesuffix(".")
+    if prepared.isascii() and not _ASCII_DOMAIN.fullmatch(prepared):
         raise ValueError(f"{domain!r} is not a domain name")
-    return _checked("domain", domain)
+    return _checked("domain", prepared)
+
+
+def _prepare_ip_literal(domain: str) -> str:
+    # Without a zone: it means something on one machine only.
+    if not domain.endswith("]") or "%" in domain:
+        raise ValueError(f"{domain!r} is not an IPv6 address in brackets")
+    try:
+        return f"[{ipaddress.IPv6Address(domain[1:-1])}]"
+    except ValueError as error:
+        raise ValueError(f"{domain!r} is not an IPv6 address in brackets") from error
 
 
 def _precis(profile: str, text: str) -> str:

@@ -1,0 +1,241 @@
+"""SASL: SCRAM (RFC 5802, RFC 7677) and PLAIN (RFC 4616), the client's side. Sans-IO."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import stringprep
+import unicodedata
+from dataclasses import dataclass
+
+from syncd.errors import AuthenticationError
+
+# RFC 5802 section 5.1 and RFC 7677 section 4: fewer rounds make the server's answer cheap
+# to guess; more would let a hostile server keep a core busy for seconds (35 ms per 100,000).
+MIN_ITERATIONS = 4_096
+MAX_ITERATIONS = 1_000_000
+# Real salts have 16 to 32 bytes, real nonces 24 to 60 characters.
+_MAX_MESSAGE = 4_096  # bytes
+
+# Strongest first; the server's own order says nothing (Prosody's is random).
+MECHANISMS = {
+    "SCRAM-SHA-512": "sha512",
+    "SCRAM-SHA-256": "sha256",
+    "SCRAM-SHA-1": "sha1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWanted:
+    """The salted password is needed; it takes milliseconds, so the driver may use a thread.
+
+    Attributes:
+      hash_name: As hashlib knows it.
+      salt: The server's.
+      iterations: The server's, within our bounds.
+    """
+
+    hash_name: str
+    salt: bytes
+    iterations: int
+
+    def derive(self, password: str) -> bytes:
+        """Compute the salted password, ``Hi`` in RFC 5802 section 2.2."""
+        secret = prepare_password(password).encode()
+        return hashlib.pbkdf2_hmac(self.hash_name, secret, self.salt, self.iterations)
+
+
+def choose_mechanism(offered: frozenset[str], *, allow_plain: bool) -> str:
+    """Pick the strongest mechanism that both ends know.
+
+    Args:
+      offered: What the server lists.
+      allow_plain: The user takes PLAIN; the stream is inside TLS already.
+
+    Raises:
+      AuthenticationError: There is none.
+    """
+    for mechanism in MECHANISMS:
+        if mechanism in offered:
+            return mechanism
+    if "PLAIN" in offered:
+        if allow_plain:
+            return "PLAIN"
+        raise AuthenticationError(
+            "the server offers no SCRAM, only PLAIN, which shows it the password",
+            hint="enable SCRAM on the server, or set account.allow_plain = true",
+        )
+    listed = ", ".join(sorted(offered)) or "none at all"
+    raise AuthenticationError(
+        f"the server offers no way to log in that syncd knows (it lists: {listed})",
+        hint="enable SCRAM-SHA-256 or SCRAM-SHA-1 on the server",
+    )
+
+
+def plain(username: str, password: str) -> bytes:
+    """The one message of PLAIN (RFC 4616 section 2)."""
+    return f"\0{username}\0{password}".encode()
+
+
+class Scram:
+    """The client of one SCRAM exchange.
+
+    Args:
+      mechanism: A key of `MECHANISMS`.
+      username: The localpart.
+      nonce: At least 128 random bits as printable ASCII without a comma.
+      gs2_flag: RFC 5802 section 6: ``n``, this client does no channel binding.
+    """
+
+    def __init__(self, mechanism: str, username: str, nonce: str, gs2_flag: str = "n") -> None:
+        self._hash = MECHANISMS[mechanism]
+        self._nonce = nonce
+        self._gs2 = f"{gs2_flag},,"
+        name = username.replace("=", "=3D").replace(",", "=2C")
+        self._first_bare = f"n={name},r={nonce}"
+        self._server_first = ""
+        self._server_nonce = ""
+        self._server_signature = b""
+
+    @property
+    def keyed(self) -> bool:
+        """Whether our proof is out, so that only the server's is missing."""
+        return bool(self._server_signature)
+
+    def first(self) -> bytes:
+        """The client-first-message."""
+        return (self._gs2 + self._first_bare).encode()
+
+    def challenged(self, message: bytes) -> KeyWanted:
+        """Take the server-first-message.
+
+        Raises:
+          AuthenticationError: It is no such message, or asks for too little or too much.
+        """
+        fields = _fields(message)
+        self._server_first = message.decode()
+        self._server_nonce = fields.get("r", "")
+        if not self._server_nonce.startswith(self._nonce) or self._server_nonce == self._nonce:
+            raise AuthenticationError("the server did not answer our nonce: no SCRAM server")
+        try:
+            iterations = int(fields["i"])
+            salt = base64.b64decode(fields["s"], validate=True)
+        except (KeyError, ValueError) as error:
+            raise AuthenticationError("the server's SCRAM challenge is malformed") from error
+        if not MIN_ITERATIONS <= iterations <= MAX_ITERATIONS or not salt:
+            raise AuthenticationError(
+                f"the server asks for {iterations} SCRAM iterations; "
+                f"syncd takes {MIN_ITERATIONS} to {MAX_ITERATIONS}",
+                hint="raise or lower the iteration count on the server",
+            )
+        return KeyWanted(self._hash, salt, iterations)
+
+    def final(self, salted_password: bytes) -> bytes:
+        """The client-final-message (RFC 5802 section 3)."""
+        without_proof = (
+            f"c={base64.b64encode(self._gs2.encode()).decode()},r={self._server_nonce}"
+        )
+        auth = f"{self._first_bare},{self._server_first},{without_proof}".encode()
+        client_key = self._hmac(salted_password, b"Client Key")
+        signature = self._hmac(hashlib.new(self._hash, client_key).digest(), auth)
+        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+        self._server_signature = self._hmac(self._hmac(salted_password, b"Server Key"), auth)
+        return f"{without_proof},p={base64.b64encode(proof).decode()}".encode()
+
+    def finished(self, message: bytes) -> None:
+        """Check the server-final-message: only who knows the password can make it.
+
+        Raises:
+          AuthenticationError: The server does not know the password, so it is an impostor.
+        """
+        try:
+            signature = base64.b64decode(_fields(message).get("v", ""), validate=True)
+        except ValueError:
+            signature = b""
+        if not self._server_signature or not hmac.compare_digest(
+            signature, self._server_signature
+        ):
+            raise AuthenticationError(
+                "the server could not prove that it knows the password",
+                hint="somebody may be posing as your server; do not log in elsewhere with "
+                "this password until you know why",
+            )
+
+    def _hmac(self, key: bytes, data: bytes) -> bytes:
+        return hmac.digest(key, data, self._hash)
+
+
+def _fields(message: bytes) -> dict[str, str]:
+    """Split ``a=x,b=y``; the first of each letter counts."""
+    if len(message) > _MAX_MESSAGE:
+        raise AuthenticationError("the server's SCRAM message is too long")
+    try:
+        text = message.decode()
+    except UnicodeDecodeError as error:
+        raise AuthenticationError("the server's SCRAM message is not UTF-8") from error
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        fields.setdefault(key, value)
+    if "m" in fields:
+        # RFC 5802 section 5.1: a mandatory extension that we do not know ends it.
+        raise AuthenticationError("the server demands a SCRAM extension that syncd lacks")
+    return fields
+
+
+def decode(text: str | None) -> bytes:
+    """Read the base64 of a SASL element; ``=`` stands for empty (RFC 6120 section 6.4.2).
+
+    Raises:
+      AuthenticationError: It is no base64.
+    """
+    text = (text or "").strip()
+    try:
+        return b"" if text == "=" else base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise AuthenticationError("the server's SASL message is no base64") from error
+
+
+def encode(data: bytes) -> str:
+    """Write the base64 of a SASL element."""
+    return base64.b64encode(data).decode() or "="
+
+
+def prepare_password(password: str) -> str:
+    """SASLprep (RFC 4013): the same password typed on another keyboard gives the same bytes.
+
+    Raises:
+      AuthenticationError: It holds a character that is not allowed in a password.
+    """
+    if password.isascii() and password.isprintable():
+        return password
+    mapped = "".join(
+        " " if stringprep.in_table_c12(c) else c
+        for c in password
+        if not stringprep.in_table_b1(c)
+    )
+    text = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
+    forbidden = (
+        stringprep.in_table_c12,
+        stringprep.in_table_c21_c22,
+        stringprep.in_table_c3,
+        stringprep.in_table_c4,
+        stringprep.in_table_c5,
+        stringprep.in_table_c6,
+        stringprep.in_table_c7,
+        stringprep.in_table_c8,
+        stringprep.in_table_c9,
+    )
+    if not text or any(test(c) for c in text for test in forbidden):
+        raise AuthenticationError(
+            "the password holds a character that SASLprep (RFC 4013) forbids",
+            hint="choose a password without control characters",
+        )
+    if any(stringprep.in_table_d1(c) for c in text) and (
+        any(stringprep.in_table_d2(c) for c in text)
+        or not (stringprep.in_table_d1(text[0]) and stringprep.in_table_d1(text[-1]))
+    ):
+        raise AuthenticationError("the password mixes right-to-left and left-to-right text")
+    return text

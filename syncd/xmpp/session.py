@@ -1,0 +1,520 @@
+"""A stream's life on trio: one pump, one writer, requests and their answers.
+
+`Session` is the life of one stream. `Client` keeps having one: connect, run, back off, again;
+it is what the rest of syncd talks to, and it survives every reconnection.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element
+
+import trio
+
+from syncd.errors import (
+    AuthenticationError,
+    ErrorType,
+    OfflineError,
+    StanzaError,
+    StreamError,
+    SyncdError,
+)
+from syncd.xmpp import connect
+from syncd.xmpp.disco import INFO, PING, make_info, read_info
+from syncd.xmpp.stanza import (
+    IQ,
+    PRESENCE,
+    Iq,
+    IqType,
+    make_error_reply,
+    make_iq,
+    make_presence,
+    read_error,
+    read_from,
+    read_iq,
+)
+from syncd.xmpp.stream import StanzaReceived, StreamEnded
+from syncd.xmpp.xml import make
+
+if TYPE_CHECKING:
+    from syncd.xmpp.contacts import Contacts
+    from syncd.xmpp.disco import Identity
+    from syncd.xmpp.jid import JID
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Iq], Awaitable[Element | None]]
+"""Takes a request and returns the payload of its result; raises `StanzaError` to refuse."""
+
+# The answer comes from a program, through two servers. A person is asked nowhere here.
+REQUEST_TIMEOUT = 60.0  # seconds
+# A handler waits for disk and network; more at a time than any honest peer has offers out.
+MAX_HANDLING = 64  # requests
+# More at a time than `parallel` peers could need; a limit, not a target.
+MAX_WAITING = 4_096  # requests
+# A silent connection is asked after this, and given up after PING_TIMEOUT more: a link that
+# died without a word is found within a minute.
+PING_AFTER = 30.0  # seconds
+PING_TIMEOUT = 20.0  # seconds
+# How long the server may take to read our footer.
+CLOSE_TIMEOUT = 5.0  # seconds
+
+# Doubling from the first to the last; the jitter keeps a thousand daemons from coming back
+# to a restarted server in the same instant.
+BACK_OFF_FIRST = 1.0  # seconds
+BACK_OFF_LAST = 120.0  # seconds
+# Wrong credentials stay wrong until somebody changes them, and fail2ban counts.
+BACK_OFF_LOGIN = 300.0  # seconds
+BACK_OFF_LOGIN_LAST = 3_600.0  # seconds
+
+# RFC 6121 section 4.7.2.3: below 0, no message to the bare JID lands here.
+PRIORITY = -1
+
+NS_ROSTER = "jabber:iq:roster"
+ROSTER = f"{{{NS_ROSTER}}}query"
+
+
+class Session:
+    """One bound stream: routes what comes, writes what is queued, pairs answers.
+
+    Args:
+      connection: From `connect.connect`.
+      handlers: By the tag of the payload; for requests only.
+      presence_received: Gets every presence.
+    """
+
+    def __init__(
+        self,
+        connection: connect.Connection,
+        handlers: Mapping[str, Handler],
+        presence_received: Callable[[Element], None],
+    ) -> None:
+        self._transport = connection.transport
+        self._stream = connection.stream
+        self._early = connection.early
+        self._handlers = handlers
+        self._presence_received = presence_received
+        self._waiting: dict[str, _Waiter] = {}
+        self._writable = trio.Event()
+        self._handling = 0
+        self._ended: SyncdError | None = None
+        self._over = False
+        self._last_read = trio.current_time()
+
+    @property
+    def jid(self) -> JID:
+        """Our full JID."""
+        return self._stream.jid
+
+    async def run(self, nursery_ready: Callable[[trio.Nursery], None] | None = None) -> None:
+        """Live until the stream ends; then every pending request has failed.
+
+        Args:
+          nursery_ready: Gets the nursery for tasks that shall end with this stream.
+
+        Raises:
+          SyncdError: Why the stream ended, if not by `close`.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._keep_alive, nursery.cancel_scope)
+                if nursery_ready is not None:
+                    nursery_ready(nursery)
+                await self._pump(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._over = True
+            self._fail_waiters()
+            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                with suppress(SyncdError):
+                    await connect.write(self._transport, self._stream)
+                await self._transport.aclose()
+            await trio.aclose_forcefully(self._transport)
+        if self._ended is not None:
+            raise self._ended
+
+    def send(self, stanza: Element) -> None:
+        """Queue a stanza for the writer.
+
+        Raises:
+          OfflineError: The stream has ended.
+        """
+        if self._over or not self._stream.is_open:
+            raise OfflineError("not connected to the server")
+        self._stream.send(stanza)
+        self._writable.set()
+
+    def close(self) -> None:
+        """Say goodbye; `run` ends when the server has answered."""
+        self._stream.close()
+        self._writable.set()
+
+    async def request(self, kind: IqType, to: JID | None, payload: Element) -> Iq:
+        """Send a request and wait for its result.
+
+        Args:
+          kind: ``get`` or ``set``.
+          to: Whom; None is our own account at the server.
+          payload: The one child.
+
+        Returns:
+          The result.
+
+        Raises:
+          StanzaError: It was refused.
+          OfflineError: The stream ended first, or no answer came within REQUEST_TIMEOUT.
+        """
+        if len(self._waiting) >= MAX_WAITING:
+            raise OfflineError(f"over {MAX_WAITING} requests are waiting for their answers")
+        # 128 random bits: nobody can answer for another by guessing (CVE-2013-6483).
+        ident = secrets.token_hex(16)
+        waiter = _Waiter(to)
+        self._waiting[ident] = waiter
+        try:
+            self.send(make_iq(kind, ident, to, payload))
+            with trio.move_on_after(REQUEST_TIMEOUT):
+                return await waiter.answered()
+        finally:
+            del self._waiting[ident]
+        raise OfflineError(f"{to or 'the server'} gave no answer for {REQUEST_TIMEOUT:.0f} s")
+
+    async def _pump(self, nursery: trio.Nursery) -> None:
+        events = self._early
+        while True:
+            for event in events:
+                match event:
+                    case StanzaReceived(stanza):
+                        self._route(stanza, nursery)
+                    case StreamEnded(error):
+                        self._ended = error
+                        return
+                    case _:
+                        raise AssertionError(f"{event} on an open stream")
+            data = await connect.read(self._transport)
+            self._last_read = trio.current_time()
+            events = self._stream.receive_data(data)
+            self._writable.set()
+
+    async def _write(self) -> None:
+        # The only task that writes: one cancelled inside send_all would leave half a stanza.
+        while True:
+            self._writable = trio.Event()  # before the look, or a wake is lost
+            try:
+                await connect.write(self._transport, self._stream)
+            except OfflineError:
+                return  # the pump reads the end of the connection, and says so
+            await self._writable.wait()
+
+    async def _keep_alive(self, stream_scope: trio.CancelScope) -> None:
+        """End the stream when the server falls silent (XEP-0199)."""
+        while True:
+            quiet_until = self._last_read + PING_AFTER
+            if trio.current_time() < quiet_until:
+                await trio.sleep_until(quiet_until)
+                continue
+            with trio.move_on_after(PING_TIMEOUT) as waiting:
+                try:
+                    await self.request("get", None, make(PING))
+                except StanzaError:
+                    pass  # a refusal is a sign of life as well
+                except OfflineError:
+                    return  # the stream is ending already
+            if waiting.cancelled_caught:
+                raise OfflineError(
+                    f"the server was silent for {PING_AFTER + PING_TIMEOUT:.0f} s"
+                )
+
+    def _route(self, stanza: Element, nursery: trio.Nursery) -> None:
+        try:
+            if stanza.tag == PRESENCE:
+                self._presence_received(stanza)
+            elif stanza.tag == IQ:
+                self._route_iq(read_iq(stanza), nursery)
+        except StanzaError as error:
+            log.info("refused a stanza: %s", error)
+            # RFC 6120 section 8.3.1: never answer an answer with an error.
+            if stanza.tag == IQ and stanza.get("type") not in ("result", "error"):
+                with suppress(OfflineError):
+                    self.send(make_error_reply(stanza, error))
+        except OfflineError:
+            log.debug("our footer is out: no answer to <%s/>", stanza.tag)
+
+    def _route_iq(self, iq: Iq, nursery: trio.Nursery) -> None:
+        if iq.type in ("result", "error"):
+            waiter = self._waiting.get(iq.id)
+            if waiter is None or not self._may_answer(iq.sender, waiter.to):
+                log.info("dropped an answer that nobody waits for, from %s", iq.sender)
+            else:
+                waiter.answer(iq)
+            return
+        if self._handling >= MAX_HANDLING:
+            raise StanzaError(
+                ErrorType.WAIT, "resource-constraint", "too many requests at once"
+            )
+        self._handling += 1
+        nursery.start_soon(self._handle, iq)
+
+    def _may_answer(self, sender: JID | None, asked: JID | None) -> bool:
+        if sender == asked:
+            return True
+        # COMPAT(prosody, ejabberd): the server answers for our account from nothing, from
+        # our bare JID, from our full JID or from its domain.
+        own = {None, self.jid, self.jid.bare, type(self.jid)("", self.jid.domain)}
+        return sender in own and asked in own
+
+    async def _handle(self, iq: Iq) -> None:
+        assert iq.payload is not None
+        handler = self._handlers.get(iq.payload.tag, _on_unknown)
+        try:
+            payload = await handler(iq)
+            children = [] if payload is None else [payload]
+            reply = make_iq("result", iq.id, iq.sender, *children)
+        except StanzaError as error:
+            reply = make_error_reply(iq.element, error)
+        except SyncdError as error:
+            log.info("could not answer %s: %s", iq.sender, error)
+            refusal = StanzaError(error.type, "internal-server-error", str(error))
+            reply = make_error_reply(iq.element, refusal)
+        finally:
+            self._handling -= 1
+        with suppress(OfflineError):
+            self.send(reply)
+
+    def _fail_waiters(self) -> None:
+        for waiter in self._waiting.values():
+            waiter.fail(OfflineError("the stream to the server ended before the answer came"))
+
+
+class _Waiter:
+    """One pending request."""
+
+    def __init__(self, to: JID | None) -> None:
+        self.to = to
+        self._event = trio.Event()
+        self._iq: Iq | None = None
+        self._error: SyncdError | None = None
+
+    def answer(self, iq: Iq) -> None:
+        if iq.type == "error":
+            self._error = read_error(iq.element)
+        else:
+            self._iq = iq
+        self._event.set()
+
+    def fail(self, error: SyncdError) -> None:
+        self._error = error
+        self._event.set()
+
+    async def answered(self) -> Iq:
+        await self._event.wait()
+        if self._iq is None:
+            assert self._error is not None
+            raise self._error
+        return self._iq
+
+
+class Client:
+    """Our presence on the network: keeps a session, and knows which peers are there.
+
+    Args:
+      account: Whom to log in as, and where.
+      contacts: The configured peers.
+      identity: What we say we are (disco#info).
+      features: What we say we can.
+      handlers: For requests, by the tag of the payload; disco#info and ping are added.
+      changed: Called when the connection or the peers that are online changed.
+    """
+
+    def __init__(
+        self,
+        account: connect.Account,
+        contacts: Contacts,
+        *,
+        identity: Identity,
+        features: frozenset[str],
+        handlers: Mapping[str, Handler],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._account = account
+        self._contacts = contacts
+        self._identity = identity
+        self._features = features
+        self._handlers = {
+            INFO: self._on_info,
+            PING: _on_ping,
+            ROSTER: self._on_roster,
+            **handlers,
+        }
+        self._changed = changed
+        self._session: Session | None = None
+        self._nursery: trio.Nursery | None = None
+        self._online = trio.Event()
+        self.problem: SyncdError | None = None
+
+    @property
+    def jid(self) -> JID | None:
+        """Our full JID while we are online, else None."""
+        return self._session.jid if self._session else None
+
+    @property
+    def contacts(self) -> Contacts:
+        """Who is there."""
+        return self._contacts
+
+    async def run(self) -> None:
+        """Stay online for ever: connect, run, back off, again."""
+        failures = 0
+        while True:
+            started = trio.current_time()
+            try:
+                await self._run_once()
+            except SyncdError as error:
+                self.problem = error
+                log.warning("offline: %s", error)
+            finally:
+                self._session = self._nursery = None
+                self._online = trio.Event()
+                self._contacts.clear()
+                self._changed()
+            # A session that held for a while was a good one: begin anew.
+            failures = 0 if trio.current_time() - started > BACK_OFF_LAST else failures + 1
+            await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
+
+    async def request(self, kind: IqType, to: JID | None, payload: Element) -> Iq:
+        """Send a request and wait for its result; see `Session.request`."""
+        if self._session is None:
+            raise OfflineError("not connected to the server")
+        return await self._session.request(kind, to, payload)
+
+    async def wait_online(self) -> None:
+        """Return as soon as there is a session."""
+        while self._session is None:
+            await self._online.wait()
+
+    def close(self) -> None:
+        """Tell the server goodbye, if there is one; `run` must be cancelled as well."""
+        if self._session is not None:
+            with suppress(OfflineError):
+                self._session.send(make_presence("unavailable"))
+            self._session.close()
+
+    async def _run_once(self) -> None:
+        connection = await connect.connect(self._account)
+        session = Session(connection, self._handlers, self._on_presence)
+
+        def begin(nursery: trio.Nursery) -> None:
+            self._session, self._nursery, self.problem = session, nursery, None
+            log.info("online as %s", session.jid)
+            session.send(make_presence(priority=PRIORITY))
+            self._online.set()
+            nursery.start_soon(self._subscribe)
+            self._changed()
+
+        await session.run(begin)
+
+    async def _subscribe(self) -> None:
+        """Ask for the presence of the peers whom we cannot see yet (RFC 6121 section 3.1)."""
+        assert self._session is not None
+        try:
+            roster = await self.request("get", None, make(ROSTER))
+        except (StanzaError, OfflineError) as error:
+            log.info("no roster: %s", error)
+            return
+        items = roster.payload if roster.payload is not None else make(ROSTER)
+        seen = {
+            item.get("jid", "")
+            for item in items
+            if item.get("subscription") in ("to", "both") or item.get("ask") == "subscribe"
+        }
+        for peer in self._contacts.peers:
+            if str(peer) not in seen:
+                self._session.send(make_presence("subscribe", peer))
+
+    def _on_presence(self, presence: Element) -> None:
+        kind, sender = presence.get("type"), read_from(presence)
+        assert self._session is not None
+        assert self._nursery is not None
+        if kind == "subscribe":
+            # Only those whom the user configured may see when we are there.
+            if sender is not None and self._contacts.is_peer(sender):
+                self._session.send(make_presence("subscribed", sender.bare))
+            return
+        before = self._contacts.online()
+        unknown = self._contacts.presence_received(presence)
+        if unknown is not None:
+            self._nursery.start_soon(self._discover, unknown)
+        if self._contacts.online() != before:
+            self._changed()
+
+    async def _discover(self, jid: JID) -> None:
+        """Learn what a peer's resource can do, for as long as it is there."""
+        delay = BACK_OFF_FIRST
+        while self._contacts.is_there(jid):
+            try:
+                answer = await self.request("get", jid, make(INFO))
+            except StanzaError as error:
+                log.info("%s does not tell what it can do: %s", jid, error)
+                if error.type is not ErrorType.WAIT:
+                    return
+            except OfflineError as error:
+                log.info("%s does not tell what it can do: %s", jid, error)
+            else:
+                self._contacts.info_received(jid, read_info(answer.payload))
+                self._changed()
+                return
+            await trio.sleep(delay)
+            delay = min(2 * delay, BACK_OFF_LAST)
+
+    async def _on_info(self, iq: Iq) -> Element:
+        assert iq.payload is not None
+        if iq.type != "get":
+            raise StanzaError(ErrorType.MODIFY, "bad-request", "disco#info is asked by get")
+        return make_info(self._identity, self._features, iq.payload.get("node"))
+
+    async def _on_roster(self, iq: Iq) -> None:
+        # RFC 6121 section 2.1.6: a push from anybody but our own account is an attack
+        # (CVE-2015-8688). We keep no copy of the roster, so there is nothing to update.
+        if self.jid is None or iq.sender not in (None, self.jid.bare):
+            raise StanzaError(ErrorType.CANCEL, "service-unavailable")
+
+
+async def _on_unknown(iq: Iq) -> None:
+    # RFC 6120 section 8.4: what we do not understand is answered all the same.
+    raise StanzaError(ErrorType.CANCEL, "service-unavailable")
+
+
+async def _on_ping(iq: Iq) -> None:
+    if iq.type != "get":
+        raise StanzaError(ErrorType.MODIFY, "bad-request", "a ping is a get")
+
+
+def back_off(failures: int, problem: SyncdError | None, jitter: float) -> float:
+    """How long to wait before the next attempt to connect.
+
+    Args:
+      failures: Attempts in a row that failed.
+      problem: Why the last one did.
+      jitter: 0 to 1.
+
+    Returns:
+      Seconds.
+    """
+    if isinstance(problem, AuthenticationError):
+        first, last = BACK_OFF_LOGIN, BACK_OFF_LOGIN_LAST
+    elif isinstance(problem, StreamError) and problem.condition == "conflict":
+        # Somebody took our resource over: coming straight back would start a war.
+        first, last = BACK_OFF_LAST, BACK_OFF_LOGIN_LAST
+    else:
+        first, last = BACK_OFF_FIRST, BACK_OFF_LAST
+    delay = first
+    for _ in range(failures - 1):
+        if delay >= last:
+            break
+        delay *= 2
+    return min(delay, last) * (0.5 + jitter / 2)

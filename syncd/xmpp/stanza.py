@@ -1,0 +1,185 @@
+"""Stanzas: iq, presence and their errors (RFC 6120 section 8, RFC 6121). Sans-IO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+from syncd.errors import ErrorType, StanzaError
+from syncd.xmpp.jid import JID
+from syncd.xmpp.xml import NS_CLIENT, local_name, make, namespace
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+NS_STANZAS = "urn:ietf:params:xml:ns:xmpp-stanzas"
+
+IQ = f"{{{NS_CLIENT}}}iq"
+PRESENCE = f"{{{NS_CLIENT}}}presence"
+MESSAGE = f"{{{NS_CLIENT}}}message"
+ERROR = f"{{{NS_CLIENT}}}error"
+
+IqType = Literal["get", "set", "result", "error"]
+
+# An id of a real client has 36 characters at most; ours have 32.
+MAX_ID = 1_024  # characters
+# A reason is one sentence; it ends up in the log and in the status.
+MAX_TEXT = 500  # characters
+
+# RFC 6120 section 8.3.3: the type that goes with each condition that we send or meet.
+_TYPES = {
+    "bad-request": ErrorType.MODIFY,
+    "conflict": ErrorType.CANCEL,
+    "feature-not-implemented": ErrorType.CANCEL,
+    "forbidden": ErrorType.AUTH,
+    "internal-server-error": ErrorType.CANCEL,
+    "item-not-found": ErrorType.CANCEL,
+    "jid-malformed": ErrorType.MODIFY,
+    "not-acceptable": ErrorType.MODIFY,
+    "not-allowed": ErrorType.CANCEL,
+    "not-authorized": ErrorType.AUTH,
+    "recipient-unavailable": ErrorType.WAIT,
+    "remote-server-not-found": ErrorType.CANCEL,
+    "remote-server-timeout": ErrorType.WAIT,
+    "resource-constraint": ErrorType.WAIT,
+    "service-unavailable": ErrorType.CANCEL,
+    "undefined-condition": ErrorType.CANCEL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Iq:
+    """A request or its answer (RFC 6120 section 8.2.3).
+
+    Attributes:
+      type: One of get, set, result, error.
+      id: The requester's.
+      sender: Address in ``from``; None when the server left it out.
+      payload: The first child that is no error, if any.
+      element: The whole stanza.
+    """
+
+    type: IqType
+    id: str
+    sender: JID | None
+    payload: Element | None
+    element: Element
+
+
+def read_iq(element: Element) -> Iq:
+    """Read an iq.
+
+    Raises:
+      StanzaError: It is malformed, and bad-request (or jid-malformed) is the answer.
+    """
+    kind, ident = element.get("type", ""), element.get("id", "")
+    if kind not in ("get", "set", "result", "error"):
+        raise StanzaError(ErrorType.MODIFY, "bad-request", f"an iq of type {kind[:20]!r}")
+    if not 0 < len(ident) <= MAX_ID:
+        raise StanzaError(ErrorType.MODIFY, "bad-request", "an iq without a usable id")
+    payloads = [child for child in element if child.tag != ERROR]
+    # RFC 6120 section 8.2.3: a request has exactly one child.
+    if kind in ("get", "set") and len(payloads) != 1:
+        raise StanzaError(ErrorType.MODIFY, "bad-request", "an iq must have one child")
+    return Iq(
+        cast("IqType", kind),
+        ident,
+        read_from(element),
+        payloads[0] if payloads else None,
+        element,
+    )
+
+
+def read_from(element: Element) -> JID | None:
+    """The sender of a stanza, None if not given.
+
+    Raises:
+      StanzaError: ``from`` is no JID.
+    """
+    text = element.get("from")
+    if text is None:
+        return None
+    try:
+        return JID.parse(text)
+    except ValueError as error:
+        raise StanzaError(ErrorType.MODIFY, "jid-malformed", str(error)) from error
+
+
+def make_iq(kind: IqType, ident: str, to: JID | None, *children: Element) -> Element:
+    """Build an iq; ``from`` is left to the server (RFC 6120 section 8.1.2.1)."""
+    attributes = {"type": kind, "id": ident, "to": str(to) if to else None}
+    return make(IQ, attributes, *children)
+
+
+def make_presence(
+    kind: str | None = None, to: JID | None = None, priority: int | None = None
+) -> Element:
+    """Build a presence (RFC 6121 section 4.7)."""
+    element = make(PRESENCE, {"type": kind, "to": str(to) if to else None})
+    if priority is not None:
+        element.append(make(f"{{{NS_CLIENT}}}priority", text=str(priority)))
+    return element
+
+
+def make_error(error: StanzaError) -> Element:
+    """Build the ``<error/>`` that tells a peer why (RFC 6120 section 8.3.2)."""
+    element = make(ERROR, {"type": error.type}, make(f"{{{NS_STANZAS}}}{error.condition}"))
+    if error.text:
+        element.append(make(f"{{{NS_STANZAS}}}text", text=error.text[:MAX_TEXT]))
+    if error.app:
+        element.append(make(error.app))
+    return element
+
+
+def make_error_reply(request: Element, error: StanzaError) -> Element:
+    """Build the error answer to a request, whatever state that request is in."""
+    return make(
+        request.tag,
+        {"type": "error", "id": request.get("id"), "to": request.get("from")},
+        make_error(error),
+    )
+
+
+def read_error(stanza: Element) -> StanzaError:
+    """Read a stanza of type error, however little the refuser said.
+
+    COMPAT(old servers and clients): a missing condition is read from the legacy code, a
+    missing type from the condition (XEP-0086).
+    """
+    sender = stanza.get("from", "")
+    element = stanza.find(ERROR)
+    if element is None:
+        return StanzaError(ErrorType.CANCEL, "undefined-condition", by=sender)
+    condition = text = app = ""
+    for child in element:
+        if namespace(child.tag) != NS_STANZAS:
+            app = app or child.tag
+        elif local_name(child.tag) == "text":
+            text = (child.text or "").strip()[:MAX_TEXT]
+        else:
+            condition = condition or local_name(child.tag)
+    if not condition:
+        condition = _LEGACY.get(element.get("code", ""), "undefined-condition")
+        text = text or (element.text or "").strip()[:MAX_TEXT]
+    try:
+        kind = ErrorType(element.get("type", ""))
+    except ValueError:
+        kind = _TYPES.get(condition, ErrorType.CANCEL)
+    return StanzaError(kind, condition, text, by=sender, app=app)
+
+
+# XEP-0086 section 3, the codes that real clients still send alone.
+_LEGACY = {
+    "400": "bad-request",
+    "401": "not-authorized",
+    "403": "forbidden",
+    "404": "item-not-found",
+    "405": "not-allowed",
+    "406": "not-acceptable",
+    "408": "remote-server-timeout",
+    "409": "conflict",
+    "500": "internal-server-error",
+    "501": "feature-not-implemented",
+    "503": "service-unavailable",
+    "504": "remote-server-timeout",
+}

@@ -1,0 +1,408 @@
+"""The client's side of an XMPP stream, from header to footer (RFC 6120). Sans-IO.
+
+Rule 1: everything that decides what may come next lives in this file. Rule 2: this file
+opens no socket, reads no clock and makes no random number.
+
+The driver gives `receive_data` what it reads (``b""`` when the other end has hung up), writes
+what `data_to_send` returns, and acts on the events. What the server does wrong is the last
+event, `StreamEnded`, never an exception; the answer to it is already in `data_to_send`.
+
+::
+
+    HEADER ──<stream>──▶ FEATURES ──<features>──┬─ no TLS yet ─▶ STARTTLS ─<proceed/>─▶ TLS
+       ▲                                        │                                       │
+       │                                        ├─ not logged in ─▶ AUTH ─<success/>─┐   │
+       ├── new parser, new header ◀─────────────┼────────────────────────────────────┘   │
+       ├── tls_started() ◀──────────────────────┼────────────────────────────────────────┘
+       │                                        └─ else ─▶ BIND ─result─▶ OPEN ─▶ CLOSED
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from syncd.errors import (
+    AuthenticationError,
+    OfflineError,
+    RemoteProtocolError,
+    StreamError,
+    SyncdError,
+)
+from syncd.xmpp import sasl
+from syncd.xmpp.jid import JID
+from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, make_iq, read_error
+from syncd.xmpp.xml import (
+    MAX_STANZA,
+    NS_CLIENT,
+    NS_STREAMS,
+    Closed,
+    Malformed,
+    Opened,
+    StreamParser,
+    local_name,
+    make,
+    namespace,
+    serialise,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from xml.etree.ElementTree import Element
+
+NS_TLS = "urn:ietf:params:xml:ns:xmpp-tls"
+NS_SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
+NS_BIND = "urn:ietf:params:xml:ns:xmpp-bind"
+NS_STREAM_ERRORS = "urn:ietf:params:xml:ns:xmpp-streams"
+
+FEATURES = f"{{{NS_STREAMS}}}features"
+ERROR = f"{{{NS_STREAMS}}}error"
+
+# Before the login the server is a stranger. Prosody allows 10,000 bytes then.
+MAX_STANZA_BEFORE_LOGIN = 16_384  # bytes
+# The only iq before the stream is open, so its id need not be random.
+_BIND_ID = "bind"
+
+
+class State(enum.Enum):
+    """Where the stream is; see the drawing at the top."""
+
+    HEADER = enum.auto()
+    FEATURES = enum.auto()
+    STARTTLS = enum.auto()
+    TLS = enum.auto()
+    AUTH = enum.auto()
+    BIND = enum.auto()
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class TLSWanted:
+    """Start TLS on the connection, then call `ClientStream.tls_started`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWanted:
+    """Derive the key from the password, then call `ClientStream.key_derived`."""
+
+    key: sasl.KeyWanted
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The stream is open for stanzas.
+
+    Attributes:
+      jid: Our full JID, as the server decided.
+    """
+
+    jid: JID
+
+
+@dataclass(frozen=True, slots=True)
+class StanzaReceived:
+    """An iq, message or presence."""
+
+    stanza: Element
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """Nothing follows; write what is queued, then close the connection.
+
+    Attributes:
+      error: Why; None when both ends closed the stream in peace.
+    """
+
+    error: SyncdError | None
+
+
+Event = TLSWanted | KeyWanted | Bound | StanzaReceived | StreamEnded
+
+
+class ClientStream:
+    """One stream, from connection to connection's end.
+
+    Args:
+      jid: Whose stream; the resource, if any, is asked for.
+      password: Used for PLAIN only; SCRAM's key is derived by the driver.
+      nonce: For SCRAM: at least 128 random bits as printable ASCII without a comma.
+      secure: The connection is inside TLS already (direct TLS, XEP-0368).
+      allow_plain: SASL PLAIN may be used (and only inside TLS).
+    """
+
+    def __init__(
+        self, jid: JID, password: str, *, nonce: str, secure: bool, allow_plain: bool = False
+    ) -> None:
+        self.jid = jid
+        self.state = State.HEADER
+        self._password = password
+        self._nonce = nonce
+        self._secure = secure
+        self._allow_plain = allow_plain
+        self._authenticated = False
+        self._scram: sasl.Scram | None = None
+        self._proven = False  # the server has shown that it knows the password
+        self._closing = False  # our footer is out
+        self._out = bytearray()
+        self._events: list[Event] = []
+        # RFC 6120: which element may come in which state. What is not here ends the stream.
+        self._table: dict[tuple[State, str], Callable[[Element], None]] = {
+            # section 4.3.2: features follow every header
+            (State.FEATURES, FEATURES): self._on_features,
+            # section 5.4.2
+            (State.STARTTLS, f"{{{NS_TLS}}}proceed"): self._on_proceed,
+            (State.STARTTLS, f"{{{NS_TLS}}}failure"): self._on_tls_failure,
+            # section 6.4
+            (State.AUTH, f"{{{NS_SASL}}}challenge"): self._on_challenge,
+            (State.AUTH, f"{{{NS_SASL}}}success"): self._on_success,
+            (State.AUTH, f"{{{NS_SASL}}}failure"): self._on_failure,
+            # section 7
+            (State.BIND, IQ): self._on_bind_result,
+            # section 8
+            **{
+                (State.OPEN, tag): self._on_stanza
+                for tag in (IQ, MESSAGE, PRESENCE)
+            },
+            # section 4.9: an error may come at any time
+            **{(state, ERROR): self._on_stream_error for state in State},
+        }  # fmt: skip
+        self._parser = StreamParser()
+        self._restart()
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take what the connection gave.
+
+        Args:
+          data: Any cut of the server's bytes; ``b""`` when it has hung up.
+
+        Returns:
+          What has happened, in order; `StreamEnded` is always the last.
+        """
+        if not data:
+            self._end(None if self._closing else OfflineError("the server hung up"))
+        for item in self._parser.feed(data):
+            if self.state is State.CLOSED:
+                break
+            parser = self._parser
+            try:
+                self._receive(item)
+            except SyncdError as error:
+                self._abort(error)
+            # A restarted stream begins with what comes next. Bytes already read behind
+            # <proceed/> or <success/> were never protected by what it started, so they are
+            # dropped (the injection of CVE-2011-0411).
+            if self._parser is not parser or self.state is State.TLS:
+                break
+        events, self._events = self._events, []
+        return events
+
+    def data_to_send(self) -> bytes:
+        """Take the bytes that are to be written now, all of them, in order."""
+        data, self._out = bytes(self._out), bytearray()
+        return data
+
+    @property
+    def is_open(self) -> bool:
+        """Whether stanzas may be sent."""
+        return self.state is State.OPEN and not self._closing
+
+    def send(self, stanza: Element) -> None:
+        """Queue a stanza; the stream must be open."""
+        assert self.state is State.OPEN, f"cannot send in state {self.state.name}"
+        self._out += serialise(stanza)
+
+    def close(self) -> None:
+        """Queue our footer; the server's footer, or its hanging up, ends the stream."""
+        if self.state is not State.CLOSED and not self._closing:
+            self._closing = True
+            self._out += b"</stream:stream>"
+
+    def tls_started(self) -> None:
+        """The connection is inside TLS, and the certificate is good."""
+        assert self.state is State.TLS
+        self._secure = True
+        self._restart()
+
+    def key_derived(self, key: bytes) -> None:
+        """Go on with the key that `KeyWanted` asked for."""
+        if self.state is State.AUTH and self._scram is not None:
+            self._send_sasl("response", self._scram.final(key))
+
+    def _restart(self) -> None:
+        limit = MAX_STANZA if self._authenticated else MAX_STANZA_BEFORE_LOGIN
+        self._parser = StreamParser(max_stanza=limit)
+        self.state = State.HEADER
+        # RFC 6120 section 4.7.1: `from` only where nobody can read along.
+        sender = f" from='{self.jid.bare}'" if self._secure else ""
+        self._out += (
+            f"<?xml version='1.0'?><stream:stream to='{self.jid.domain}'{sender} version='1.0'"
+            f" xml:lang='en' xmlns='{NS_CLIENT}' xmlns:stream='{NS_STREAMS}'>"
+        ).encode()
+
+    def _receive(self, item: Opened | Element | Closed | Malformed) -> None:
+        match item:
+            case Opened(attributes):
+                # RFC 6120 section 4.7.5: no version means a server older than 1.0.
+                if not attributes.get("version", "").startswith("1."):
+                    raise RemoteProtocolError("the server speaks no XMPP 1.0")
+                self.state = State.FEATURES
+            case Malformed(condition, text):
+                self._out += self._error(condition)
+                raise RemoteProtocolError(
+                    f"the server sent no proper XMPP: {text} [{condition}]"
+                )
+            case Closed():
+                self.close()
+                self._end(None if self._authenticated else OfflineError("the server hung up"))
+            case element:
+                handler = self._table.get((self.state, element.tag))
+                if handler is None:
+                    self._unexpected(element)
+                else:
+                    handler(element)
+
+    def _unexpected(self, element: Element) -> None:
+        if self.state is State.OPEN and namespace(element.tag) != NS_CLIENT:
+            return  # COMPAT(servers): elements of extensions that we did not enable
+        self._out += self._error("unsupported-stanza-type")
+        raise RemoteProtocolError(
+            f"the server sent <{local_name(element.tag)[:40]}/> while in {self.state.name}"
+        )
+
+    def _on_features(self, features: Element) -> None:
+        if not self._secure:
+            # RFC 6120 section 5.3.1. Never a credential outside TLS, whatever is offered.
+            if features.find(f"{{{NS_TLS}}}starttls") is None:
+                raise RemoteProtocolError(
+                    "the server offers no STARTTLS, and syncd never logs in without TLS",
+                    hint='enable TLS on the server, or set account.tls = "direct" if this is '
+                    "its port for direct TLS",
+                )
+            self._out += serialise(make(f"{{{NS_TLS}}}starttls"))
+            self.state = State.STARTTLS
+        elif not self._authenticated:
+            self._authenticate(features)
+        elif features.find(f"{{{NS_BIND}}}bind") is not None:
+            resource = (
+                [make(f"{{{NS_BIND}}}resource", text=self.jid.resource)]
+                if self.jid.resource
+                else []
+            )
+            bind = make(f"{{{NS_BIND}}}bind", None, *resource)
+            self._out += serialise(make_iq("set", _BIND_ID, None, bind))
+            self.state = State.BIND
+        else:
+            raise RemoteProtocolError("the server offers no resource binding")
+
+    def _authenticate(self, features: Element) -> None:
+        listed = features.iterfind(f"{{{NS_SASL}}}mechanisms/{{{NS_SASL}}}mechanism")
+        offered = frozenset((element.text or "").strip()[:40] for element in listed)
+        mechanism = sasl.choose_mechanism(offered, allow_plain=self._allow_plain)
+        if mechanism == "PLAIN":
+            self._proven = True  # PLAIN has no such proof; TLS must do
+            initial = sasl.plain(self.jid.local, self._password)
+        else:
+            self._scram = sasl.Scram(mechanism, self.jid.local, self._nonce)
+            initial = self._scram.first()
+        self._send_sasl("auth", initial, mechanism=mechanism)
+        self.state = State.AUTH
+
+    def _send_sasl(self, name: str, data: bytes, **attributes: str) -> None:
+        text = sasl.encode(data)
+        self._out += serialise(make(f"{{{NS_SASL}}}{name}", attributes, text=text))
+
+    def _on_proceed(self, _: Element) -> None:
+        self.state = State.TLS
+        self._events.append(TLSWanted())
+
+    def _on_tls_failure(self, _: Element) -> None:
+        raise RemoteProtocolError(
+            "the server could not start TLS",
+            hint="look at its log; is its certificate in place?",
+        )
+
+    def _on_challenge(self, element: Element) -> None:
+        if self._scram is None or self._proven:
+            raise RemoteProtocolError("the server sent a SASL challenge out of turn")
+        if self._scram.keyed:
+            # COMPAT(RFC 4422 section 3.7): the last data may come as a challenge before
+            # an empty success.
+            self._scram.finished(sasl.decode(element.text))
+            self._proven = True
+            self._send_sasl("response", b"")
+        else:
+            wanted = self._scram.challenged(sasl.decode(element.text))
+            self._events.append(KeyWanted(wanted))
+
+    def _on_success(self, element: Element) -> None:
+        if not self._proven:
+            if self._scram is None:
+                raise RemoteProtocolError("the server sent a SASL success out of turn")
+            self._scram.finished(sasl.decode(element.text))
+        self._authenticated = True
+        self._restart()
+
+    def _on_failure(self, element: Element) -> None:
+        conditions = [
+            local_name(child.tag) for child in element if local_name(child.tag) != "text"
+        ]
+        condition = conditions[0] if conditions else "not-authorized"
+        text = (element.findtext(f"{{{NS_SASL}}}text") or "").strip()[:200]
+        if condition == "temporary-auth-failure":
+            raise OfflineError(f"the server cannot log us in just now: {text} [{condition}]")
+        raise AuthenticationError(
+            f"the server refused the login of {self.jid.bare} [{condition}]"
+            + (f": {text}" if text else ""),
+            hint="check account.jid and the password",
+        )
+
+    def _on_bind_result(self, iq: Element) -> None:
+        if iq.get("type") == "error":
+            raise read_error(iq)
+        text = iq.findtext(f"{{{NS_BIND}}}bind/{{{NS_BIND}}}jid")
+        if iq.get("id") != _BIND_ID or iq.get("type") != "result" or text is None:
+            raise RemoteProtocolError("the server did not bind a resource")
+        try:
+            jid = JID.parse(text)
+        except ValueError as error:
+            raise RemoteProtocolError(f"the server bound no JID: {error}") from error
+        if not jid.resource or jid.bare != self.jid.bare:
+            raise RemoteProtocolError(
+                f"the server bound {jid}, not a resource of {self.jid.bare}"
+            )
+        self.jid = jid
+        self.state = State.OPEN
+        self._events.append(Bound(jid))
+
+    def _on_stanza(self, stanza: Element) -> None:
+        self._events.append(StanzaReceived(stanza))
+
+    def _on_stream_error(self, element: Element) -> None:
+        condition, text = "undefined-condition", ""
+        for child in element:
+            if namespace(child.tag) == NS_STREAM_ERRORS:
+                if local_name(child.tag) == "text":
+                    text = (child.text or "").strip()[:200]
+                else:
+                    condition = local_name(child.tag)
+        raise StreamError(condition, text)
+
+    def _error(self, condition: str) -> bytes:
+        error = make(ERROR, None, make(f"{{{NS_STREAM_ERRORS}}}{condition}"))
+        # The one place for a prefix: RFC 6120 section 4.8.5 declares it in the header.
+        text = serialise(error, outer=NS_STREAMS)
+        return text.replace(b"<error", b"<stream:error", 1).replace(
+            b"</error", b"</stream:error"
+        )
+
+    def _abort(self, error: SyncdError) -> None:
+        self.close()
+        self._end(error)
+
+    def _end(self, error: SyncdError | None) -> None:
+        if self.state is not State.CLOSED:
+            self.state = State.CLOSED
+            self._events.append(StreamEnded(error))
