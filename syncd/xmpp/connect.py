@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import ssl
@@ -60,7 +61,7 @@ class Account:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the server."""
-        return self.server or (self.jid.domain, DEFAULT_PORT)
+        return self.server or (_unbracketed(self.jid.domain), DEFAULT_PORT)
 
     @property
     def direct(self) -> bool:
@@ -83,6 +84,11 @@ class Connection:
     transport: trio.abc.Stream
     stream: ClientStream
     early: list[Event]
+
+
+def _unbracketed(domain: str) -> str:
+    """An IPv6 literal of a JID, as sockets want it."""
+    return domain.removeprefix("[").removesuffix("]")
 
 
 async def connect(account: Account) -> Connection:
@@ -123,10 +129,9 @@ async def connect(account: Account) -> Connection:
 async def _open_tcp(host: str, port: int) -> trio.SocketStream:
     try:
         stream = await trio.open_tcp_stream(host, port)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # the latter: no name that DNS could carry
         raise OfflineError(
-            f"no connection to the server {host}:{port}: {reason}",
+            f"no connection to the server {host}:{port}: {_reasons(error)}",
             hint="is the server running, and account.server right?",
         ) from error
     # A stanza is small and somebody waits for it. Half-open links end with the keep-alive
@@ -134,6 +139,19 @@ async def _open_tcp(host: str, port: int) -> trio.SocketStream:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return stream
+
+
+def _reasons(error: Exception) -> str:
+    # Trio says only that all attempts failed; why is in its cause, one error an address.
+    group = error.__cause__
+    tried = group.exceptions if isinstance(group, ExceptionGroup) else (error,)
+    return ", ".join(sorted({_reason(each) for each in tried}))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)  # trio's own words name the address again
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -155,7 +173,9 @@ async def _start_tls(
 ) -> trio.abc.Stream:
     # RFC 6120 section 13.7.2: the certificate is for the JID's domain, whatever host we
     # had to connect to.
-    tls = trio.SSLStream(transport, context, server_hostname=domain, https_compatible=True)
+    tls = trio.SSLStream(
+        transport, context, server_hostname=_unbracketed(domain), https_compatible=True
+    )
     try:
         await tls.do_handshake()
     except trio.BrokenResourceError as error:

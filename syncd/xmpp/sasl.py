@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import stringprep
@@ -114,6 +113,9 @@ class Scram:
         Raises:
           AuthenticationError: It is no such message, or asks for too little or too much.
         """
+        if self._server_first:
+            # A second proof for another salt would only help whoever guesses the password.
+            raise AuthenticationError("the server sent a second SCRAM challenge")
         fields = _fields(message)
         self._server_first = message.decode()
         self._server_nonce = fields.get("r", "")
@@ -194,7 +196,7 @@ def decode(text: str | None) -> bytes:
     text = (text or "").strip()
     try:
         return b"" if text == "=" else base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or not even ASCII
         raise AuthenticationError("the server's SASL message is no base64") from error
 
 

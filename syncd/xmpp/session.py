@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -57,6 +58,8 @@ REQUEST_TIMEOUT = 60.0  # seconds
 MAX_HANDLING = 64  # requests
 # More at a time than `parallel` peers could need; a limit, not a target.
 MAX_WAITING = 4_096  # requests
+# Half of them: presences that flood in leave the other half to everybody else.
+MAX_ASKING = MAX_WAITING // 2  # resources
 # A silent connection is asked after this, and given up after PING_TIMEOUT more: a link that
 # died without a word is found within a minute.
 PING_AFTER = 30.0  # seconds
@@ -155,20 +158,23 @@ class Session:
         self._stream.close()
         self._writable.set()
 
-    async def request(self, kind: IqType, to: JID | None, payload: Element) -> Iq:
+    async def request(
+        self, kind: IqType, to: JID | None, payload: Element, timeout: float = REQUEST_TIMEOUT
+    ) -> Iq:
         """Send a request and wait for its result.
 
         Args:
           kind: ``get`` or ``set``.
           to: Whom; None is our own account at the server.
           payload: The one child.
+          timeout: How long the answer may take, seconds.
 
         Returns:
           The result.
 
         Raises:
           StanzaError: It was refused.
-          OfflineError: The stream ended first, or no answer came within REQUEST_TIMEOUT.
+          OfflineError: The stream ended first, or no answer came in time.
         """
         if len(self._waiting) >= MAX_WAITING:
             raise OfflineError(f"over {MAX_WAITING} requests are waiting for their answers")
@@ -178,11 +184,11 @@ class Session:
         self._waiting[ident] = waiter
         try:
             self.send(make_iq(kind, ident, to, payload))
-            with trio.move_on_after(REQUEST_TIMEOUT):
+            with trio.move_on_after(timeout):
                 return await waiter.answered()
         finally:
             del self._waiting[ident]
-        raise OfflineError(f"{to or 'the server'} gave no answer for {REQUEST_TIMEOUT:.0f} s")
+        raise OfflineError(f"{to or 'the server'} gave no answer for {timeout:.0f} s")
 
     async def _pump(self, nursery: trio.Nursery) -> None:
         events = self._early
@@ -218,6 +224,7 @@ class Session:
             if trio.current_time() < quiet_until:
                 await trio.sleep_until(quiet_until)
                 continue
+            asked_at = trio.current_time()
             with trio.move_on_after(PING_TIMEOUT) as waiting:
                 try:
                     await self.request("get", None, make(PING))
@@ -225,10 +232,14 @@ class Session:
                     pass  # a refusal is a sign of life as well
                 except OfflineError:
                     return  # the stream is ending already
-            if waiting.cancelled_caught:
-                raise OfflineError(
+            # Whatever came meanwhile is a sign of life: the ping may be queued behind much.
+            if waiting.cancelled_caught and self._last_read < asked_at:
+                self._ended = OfflineError(
                     f"the server was silent for {PING_AFTER + PING_TIMEOUT:.0f} s"
                 )
+                # Not raised here, where the nursery would wrap it in a group.
+                stream_scope.cancel()
+                return
 
     def _route(self, stanza: Element, nursery: trio.Nursery) -> None:
         try:
@@ -278,8 +289,9 @@ class Session:
         except StanzaError as error:
             reply = make_error_reply(iq.element, error)
         except SyncdError as error:
-            log.info("could not answer %s: %s", iq.sender, error)
-            refusal = StanzaError(error.type, "internal-server-error", str(error))
+            # The sentence is for our own user: it may name files and folders here.
+            log.warning("could not answer %s: %s", iq.sender, error)
+            refusal = StanzaError(error.type, "internal-server-error")
             reply = make_error_reply(iq.element, refusal)
         finally:
             self._handling -= 1
@@ -302,14 +314,15 @@ class _Waiter:
 
     def answer(self, iq: Iq) -> None:
         if iq.type == "error":
-            self._error = read_error(iq.element)
-        else:
+            self.fail(read_error(iq.element))
+        elif not self._event.is_set():
             self._iq = iq
-        self._event.set()
+            self._event.set()
 
     def fail(self, error: SyncdError) -> None:
-        self._error = error
-        self._event.set()
+        if not self._event.is_set():  # the first answer counts
+            self._error = error
+            self._event.set()
 
     async def answered(self) -> Iq:
         await self._event.wait()
@@ -329,6 +342,10 @@ class Client:
       features: What we say we can.
       handlers: For requests, by the tag of the payload; disco#info and ping are added.
       changed: Called when the connection or the peers that are online changed.
+
+    Attributes:
+      problem: Why we are offline; None while online, or before the first attempt has failed.
+      since: When we came online or went offline last, seconds since 1970.
     """
 
     def __init__(
@@ -355,7 +372,10 @@ class Client:
         self._session: Session | None = None
         self._nursery: trio.Nursery | None = None
         self._online = trio.Event()
+        self._offline = trio.Event()
+        self._asking: dict[JID, int] = {}  # presences since disco#info is under way
         self.problem: SyncdError | None = None
+        self.since = time.time()
 
     @property
     def jid(self) -> JID | None:
@@ -378,31 +398,40 @@ class Client:
                 self.problem = error
                 log.warning("offline: %s", error)
             finally:
+                if self._session is not None:
+                    self.since = time.time()
+                    self._online = trio.Event()  # a failed attempt keeps it: tasks wait for it
                 self._session = self._nursery = None
-                self._online = trio.Event()
+                self._offline.set()
                 self._contacts.clear()
                 self._changed()
             # A session that held for a while was a good one: begin anew.
             failures = 0 if trio.current_time() - started > BACK_OFF_LAST else failures + 1
             await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
 
-    async def request(self, kind: IqType, to: JID | None, payload: Element) -> Iq:
+    async def request(
+        self, kind: IqType, to: JID | None, payload: Element, timeout: float = REQUEST_TIMEOUT
+    ) -> Iq:
         """Send a request and wait for its result; see `Session.request`."""
         if self._session is None:
             raise OfflineError("not connected to the server")
-        return await self._session.request(kind, to, payload)
+        return await self._session.request(kind, to, payload, timeout)
 
     async def wait_online(self) -> None:
         """Return as soon as there is a session."""
         while self._session is None:
             await self._online.wait()
 
-    def close(self) -> None:
-        """Tell the server goodbye, if there is one; `run` must be cancelled as well."""
+    async def goodbye(self) -> None:
+        """Tell the server that we go, if it is there; returns when it has heard.
+
+        `run` comes back after a while, so cancel it then.
+        """
         if self._session is not None:
             with suppress(OfflineError):
                 self._session.send(make_presence("unavailable"))
             self._session.close()
+            await self._offline.wait()
 
     async def _run_once(self) -> None:
         connection = await connect.connect(self._account)
@@ -410,8 +439,10 @@ class Client:
 
         def begin(nursery: trio.Nursery) -> None:
             self._session, self._nursery, self.problem = session, nursery, None
+            self._offline, self.since = trio.Event(), time.time()
             log.info("online as %s", session.jid)
-            session.send(make_presence(priority=PRIORITY))
+            with suppress(OfflineError):  # it may have ended with what came behind the bind
+                session.send(make_presence(priority=PRIORITY))
             self._online.set()
             nursery.start_soon(self._subscribe)
             self._changed()
@@ -432,9 +463,10 @@ class Client:
             for item in items
             if item.get("subscription") in ("to", "both") or item.get("ask") == "subscribe"
         }
-        for peer in self._contacts.peers:
-            if str(peer) not in seen:
-                self._session.send(make_presence("subscribe", peer))
+        with suppress(OfflineError):  # the stream may have ended behind the roster
+            for peer in self._contacts.peers:
+                if str(peer) not in seen:
+                    self._session.send(make_presence("subscribe", peer))
 
     def _on_presence(self, presence: Element) -> None:
         kind, sender = presence.get("type"), read_from(presence)
@@ -447,7 +479,10 @@ class Client:
             return
         before = self._contacts.online()
         unknown = self._contacts.presence_received(presence)
-        if unknown is not None:
+        if unknown is not None and unknown in self._asking:
+            self._asking[unknown] += 1
+        elif unknown is not None and len(self._asking) < MAX_ASKING:
+            self._asking[unknown] = 1
             self._nursery.start_soon(self._discover, unknown)
         if self._contacts.online() != before:
             self._changed()
@@ -455,21 +490,26 @@ class Client:
     async def _discover(self, jid: JID) -> None:
         """Learn what a peer's resource can do, for as long as it is there."""
         delay = BACK_OFF_FIRST
-        while self._contacts.is_there(jid):
-            try:
-                answer = await self.request("get", jid, make(INFO))
-            except StanzaError as error:
-                log.info("%s does not tell what it can do: %s", jid, error)
-                if error.type is not ErrorType.WAIT:
+        try:
+            while self._contacts.is_there(jid):
+                presences = self._asking[jid]
+                try:
+                    answer = await self.request("get", jid, make(INFO))
+                except StanzaError as error:
+                    log.info("%s does not tell what it can do: %s", jid, error)
+                    # A resource that went and came back is another client: ask it as well.
+                    if error.type is not ErrorType.WAIT and presences == self._asking[jid]:
+                        return
+                except OfflineError as error:
+                    log.info("%s does not tell what it can do: %s", jid, error)
+                else:
+                    self._contacts.info_received(jid, read_info(answer.payload))
+                    self._changed()
                     return
-            except OfflineError as error:
-                log.info("%s does not tell what it can do: %s", jid, error)
-            else:
-                self._contacts.info_received(jid, read_info(answer.payload))
-                self._changed()
-                return
-            await trio.sleep(delay)
-            delay = min(2 * delay, BACK_OFF_LAST)
+                await trio.sleep(delay)
+                delay = min(2 * delay, BACK_OFF_LAST)
+        finally:
+            del self._asking[jid]
 
     async def _on_info(self, iq: Iq) -> Element:
         assert iq.payload is not None

@@ -211,7 +211,7 @@ class ClientStream:
 
     def send(self, stanza: Element) -> None:
         """Queue a stanza; the stream must be open."""
-        assert self.state is State.OPEN, f"cannot send in state {self.state.name}"
+        assert self.is_open, f"cannot send in state {self.state.name}, or behind our footer"
         self._out += serialise(stanza)
 
     def close(self) -> None:

@@ -32,10 +32,14 @@ MAX_DEPTH = 32  # levels
 MAX_ATTRIBUTES = 64  # attributes of one element
 # A roster of 2,000 contacts with a group each; what is larger is nothing that we asked for.
 MAX_ELEMENTS = 8_192  # elements in one stanza
-# libexpat keeps every distinct name for the life of the parser.
+# libexpat keeps every distinct name and prefix for the life of the parser.
 MAX_NAMES = 4_096  # names
+# Its namespace included; the longest that any XEP defines has 80.
+MAX_NAME = 1_024  # characters
 # The limits are looked at between slices, so a stanza can pass them by one slice at most.
 _SLICE = 16_384  # bytes
+# XML 1.0 section 2.3; str.isspace takes much more.
+_SPACE = " \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,9 @@ class StreamParser:
         if hasattr(self._expat, "SetReparseDeferralEnabled"):
             self._expat.SetReparseDeferralEnabled(False)
         self._expat.buffer_text = True
+        # Prefixes are told as well, since a name with another prefix is another one to keep.
+        self._expat.namespace_prefixes = True
+        self._expat.StartNamespaceDeclHandler = self._on_prefix
         self._expat.XmlDeclHandler = self._on_declaration
         self._expat.StartElementHandler = self._on_start
         self._expat.EndElementHandler = self._on_end
@@ -121,15 +128,25 @@ class StreamParser:
         """
         if self._done:
             return []
-        # White space between stanzas is a keep-alive, however much of it comes.
-        if not self._path and not self._held and data.isspace():
-            return []
+        if not self._fed and not self._held:
+            # COMPAT(servers): a line break behind <success/> may arrive as the first byte of
+            # the new stream, where XML allows none.
+            data = data.lstrip()
+        if not self._opened and b"\0" in data:
+            # Expat finds UTF-16 out by itself, whatever it was told; RFC 6120 section 11.6
+            # knows UTF-8 only.
+            self._end(Malformed("unsupported-encoding", "bytes that are no UTF-8"))
+            return self._take()
         # A tag ends in ">", so nothing can be complete before one. Waiting for it keeps a
         # long token that arrives in small pieces from being scanned again for each (expat
         # before 2.6 starts over every time: CVE-2023-52425).
         self._held += data
-        if b">" in data or len(self._held) > self._max_stanza:
-            data, self._held = bytes(self._held), bytearray()
+        complete = self._held.rfind(b">") + 1 if b">" in data else 0
+        if len(self._held) - complete > self._max_stanza:
+            complete = len(self._held)
+        if complete:
+            data = bytes(self._held[:complete])
+            del self._held[:complete]
             try:
                 for start in range(0, len(data), _SLICE):
                     self._parse(data[start : start + _SLICE])
@@ -137,6 +154,9 @@ class StreamParser:
                 self._end(refused.malformed)
             except xml.parsers.expat.ExpatError as error:
                 self._end(_malformed(error))
+        return self._take()
+
+    def _take(self) -> list[Opened | Element | Closed | Malformed]:
         events, self._events = self._events, []
         return events
 
@@ -149,22 +169,30 @@ class StreamParser:
         self._expat.Parse(data, False)
 
     def _end(self, event: Closed | Malformed) -> None:
-        self._events.append(event)
-        self._done = True
+        if not self._done:  # what stands behind the footer is not looked at
+            self._events.append(event)
+            self._done = True
 
     def _on_declaration(self, version: str, encoding: str | None, standalone: int) -> None:
         if encoding is not None and encoding.upper() != "UTF-8":
             raise _RefusedError("unsupported-encoding", f"encoding {encoding}")
 
-    def _on_start(self, name: str, attributes: dict[str, str]) -> None:
-        if self._done:
-            raise _RefusedError("not-well-formed", "an element behind the stream's end")
-        if len(attributes) > MAX_ATTRIBUTES:
-            raise _RefusedError("policy-violation", f"over {MAX_ATTRIBUTES} attributes")
+    def _on_prefix(self, prefix: str | None, _: str | None) -> None:
+        self._remember(f"xmlns:{prefix}")
+
+    def _remember(self, name: str) -> None:
         self._names.add(name)
-        self._names.update(attributes)
         if len(self._names) > MAX_NAMES:
             raise _RefusedError("policy-violation", f"over {MAX_NAMES} different names")
+        if len(name) > MAX_NAME:
+            raise _RefusedError("policy-violation", f"a name over {MAX_NAME} characters")
+
+    def _on_start(self, name: str, attributes: dict[str, str]) -> None:
+        if len(attributes) > MAX_ATTRIBUTES:
+            raise _RefusedError("policy-violation", f"over {MAX_ATTRIBUTES} attributes")
+        self._remember(name)
+        for key in attributes:
+            self._remember(key)
         tag = _clark(name)
         attributes = {_clark(key): value for key, value in attributes.items()}
         if not self._opened:
@@ -201,7 +229,7 @@ class StreamParser:
 
     def _on_text(self, text: str) -> None:
         if not self._path:
-            if text.isspace():
+            if not text.strip(_SPACE):
                 self._boundary = self._fed
                 return
             raise _RefusedError("bad-format", "text between stanzas")
@@ -227,7 +255,9 @@ def _malformed(error: xml.parsers.expat.ExpatError) -> Malformed:
 
 
 def _clark(name: str) -> str:
-    return "{" + name if "}" in name else name
+    """``uri}name`` or ``uri}name}prefix``, as expat tells it, as ``{uri}name``."""
+    uri, brace, rest = name.partition("}")
+    return f"{{{uri}}}{rest.partition('}')[0]}" if brace else name
 
 
 def make(

@@ -1,0 +1,569 @@
+"""The configuration: config.toml -> a frozen `Config`, or one error that names all faults.
+
+`TABLES` describes every key: what it holds, what it does, its default. The rest is what a
+single key cannot know: where paths start, which keys exclude each other, which folders
+overlap. `parse` judges the text, `places.check_paths` the disk, `load` both.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from syncd import places
+from syncd.errors import ConfigError
+from syncd.password import KEYS as PASSWORD_KEYS
+from syncd.password import PasswordSource, choose_source
+
+# Part of this module's interface, too: syncctl looks where the daemon looks.
+from syncd.places import default_config_paths as default_config_paths
+from syncd.places import default_socket as default_socket
+from syncd.places import default_state_dir as default_state_dir
+from syncd.toml_keys import (
+    Key,
+    Place,
+    Report,
+    UnfitError,
+    argument_list,
+    boolean,
+    check_table_names,
+    expected,
+    list_of,
+    number,
+    one_of,
+    path,
+    read_table,
+    read_text,
+    secret,
+    whole_number,
+)
+from syncd.xmpp.jid import JID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# A folder's id travels in every offer and stands in messages and file names.
+_FOLDER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+MAX_SETTLE = 3600.0  # seconds; a file that takes an hour's pause belongs renamed into place
+MAX_PARALLEL = 64  # transfers; each is a thread
+
+
+# --- What the daemon gets
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and a TCP port.
+
+    Attributes:
+      host: A name, an IPv4 address, or an IPv6 address without brackets.
+      port: 0 stands for any free one (to listen), or for the listener's (to advertise).
+    """
+
+    host: str
+    port: int
+
+    @staticmethod
+    def parse(text: str) -> Address:
+        """Read ``host:port`` or ``[IPv6]:port``.
+
+        Raises:
+          ValueError: It is neither.
+        """
+        found = re.fullmatch(r"(?:\[([^\]]+)\]|([^\s:/@\[\]]+)):([0-9]{1,5})", text)
+        if not found or int(found[3]) > 0xFFFF:
+            raise ValueError(f"{text!r} is not host:port")
+        if found[1]:
+            return Address(str(ipaddress.IPv6Address(found[1])), int(found[3]))
+        return Address(found[2], int(found[3]))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Who we are, and how the server is reached.
+
+    Attributes:
+      jid: Our address; without a resource the daemon picks a stable one.
+      password: Where the password comes from.
+      server: Replaces the look-up of SRV records.
+      tls: "auto" prefers direct TLS where SRV records offer it.
+      ca_file: Further trust anchors, PEM.
+      allow_plain: SASL PLAIN may be used, inside TLS only.
+    """
+
+    jid: JID
+    password: PasswordSource
+    server: Address | None
+    tls: Literal["starttls", "direct", "auto"]
+    ca_file: Path | None
+    allow_plain: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bytestreams:
+    """The ways that bytes may take, tried in this order: direct, proxies, IBB.
+
+    Attributes:
+      listen: Where the SOCKS5 server listens; port 0 is any free one.
+      advertise: Our addresses as others reach them; empty: the non-loopback ones. Port 0
+        is the port that the listener got.
+      direct: Whether direct connections are offered and tried.
+      proxies: XEP-0065 proxies to use; "auto" asks the server for its own.
+      ibb: Whether bytes may go through the server as a last resort.
+    """
+
+    listen: Address
+    advertise: tuple[Address, ...]
+    direct: bool
+    proxies: Literal["auto"] | tuple[JID, ...]
+    ibb: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transfer:
+    """How files travel.
+
+    Attributes:
+      encryption: Whether a file is sealed end to end.
+      parallel: Transfers at a time to one peer.
+    """
+
+    encryption: Literal["preferred", "required", "off"]
+    parallel: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folder:
+    """A watched folder.
+
+    Attributes:
+      id: Its name on the wire, the same at both ends.
+      path: Where it is, absolute.
+      send_to: Who gets what is dropped into it; a full JID fixes the resource.
+      accept_from: Bare JIDs whose files land in it.
+      settle: Seconds that a file written in place must rest before it is sent.
+    """
+
+    id: str
+    path: Path
+    send_to: tuple[JID, ...]
+    accept_from: tuple[JID, ...]
+    settle: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inbox:
+    """Where files go that are offered without a folder.
+
+    Attributes:
+      path: Where it is, absolute.
+      accept_from: Bare JIDs whose files land in it.
+    """
+
+    path: Path
+    accept_from: tuple[JID, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything that the user decides; checked, and complete.
+
+    Attributes:
+      state_dir: Where the journal, the identity and partial files live.
+      control_socket: Where syncctl finds the daemon.
+      inbox: None when files without a folder are declined.
+      warnings: What works and should still be changed, a sentence each.
+    """
+
+    account: Account
+    state_dir: Path
+    control_socket: Path
+    bytestreams: Bytestreams
+    transfer: Transfer
+    folders: tuple[Folder, ...]
+    inbox: Inbox | None
+    warnings: tuple[str, ...]
+
+
+# --- What the file may say
+
+
+def _jid(*, local: bool, resource: bool) -> Callable[[object], JID]:
+    example = "alice@example.org" if local else "proxy.example.org"
+
+    def read(value: object) -> JID:
+        what = expected(f'a JID such as "{example}"', value, text=True)
+        if not isinstance(value, str):
+            raise UnfitError(what)
+        try:
+            jid = JID.parse(value)
+        except ValueError as error:
+            raise UnfitError(f"{what}: {error}") from error
+        if local and not jid.local:
+            raise UnfitError(f"{what}: it has nothing before an @")
+        if jid.resource and not resource:
+            raise UnfitError(f'{what}: it must not have a resource; write "{jid.bare}"')
+        return jid
+
+    return read
+
+
+def _address(*, any_port: bool = False) -> Callable[[object], Address]:
+    def read(value: object) -> Address:
+        what = expected('"host:port" or "[IPv6]:port"', value, text=True)
+        if not isinstance(value, str):
+            raise UnfitError(what)
+        try:
+            address = Address.parse(value)
+        except ValueError as error:
+            raise UnfitError(what) from error
+        if not address.port and not any_port:
+            raise UnfitError(f"{what}: nobody can connect to port 0")
+        return address
+
+    return read
+
+
+def _proxies(value: object) -> Literal["auto"] | tuple[JID, ...]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, list):
+        raise UnfitError(expected('"auto" or a list such as ["proxy.example.org"]', value))
+    proxy = _jid(local=False, resource=True)
+    found: tuple[JID, ...] = list_of(proxy, example='["proxy.example.org"]')(value)
+    return found
+
+
+def _folder_id(value: object) -> str:
+    if not isinstance(value, str) or not _FOLDER_ID.fullmatch(value):
+        raise UnfitError(
+            expected("1 to 64 of the characters A-Z a-z 0-9 . _ -", value, text=True)
+        )
+    return value
+
+
+_SENDERS = list_of(_jid(local=True, resource=False), example='["carol@example.org"]')
+_INBOX_SENDERS = list_of(
+    _jid(local=True, resource=False), example='["dave@example.org"]', least=1
+)
+
+TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
+    "account": (
+        Key(
+            "jid",
+            _jid(local=True, resource=True),
+            required=True,
+            doc="The XMPP address to log in with; without a resource syncd picks a stable one.",
+        ),
+        Key(
+            "password_file",
+            path,
+            doc="A file that holds the password and nothing else; only you may read it.",
+        ),
+        Key(
+            "password_command",
+            argument_list,
+            doc="A program and its arguments that print the password within 30 seconds.",
+        ),
+        Key("password", secret, doc="The password itself; this warns."),
+        Key(
+            "server",
+            _address(),
+            doc="Connect to this host and port instead of looking the domain up in the DNS.",
+        ),
+        Key(
+            "tls",
+            one_of("starttls", "direct", "auto"),
+            default="auto",
+            doc="How encryption to the server starts; it is never left out.",
+        ),
+        Key(
+            "ca_file",
+            path,
+            doc="Also trust the certificates in this PEM file, for a server of your own.",
+        ),
+        Key(
+            "allow_plain",
+            boolean,
+            default=False,
+            doc="Show the server the password itself (SASL PLAIN, inside TLS only) "
+            "when it knows nothing better.",
+        ),
+    ),
+    "state": (Key("dir", path, doc="Where the journal and half-received files are kept."),),
+    "control": (Key("socket", path, doc="The Unix socket through which syncctl asks."),),
+    "bytestreams": (
+        Key(
+            "listen",
+            _address(any_port=True),
+            default="0.0.0.0:0",
+            doc="Where to wait for direct connections of peers; port 0 is any free one.",
+        ),
+        Key(
+            "advertise",
+            list_of(_address(any_port=True), example='["files.example.org:5280"]'),
+            default=[],
+            doc="The addresses at which peers reach this machine, when it does not know them "
+            "itself (NAT); port 0 is the port of listen.",
+        ),
+        Key(
+            "direct",
+            boolean,
+            default=True,
+            doc="Whether peers may be connected directly, which is the fastest way.",
+        ),
+        Key(
+            "proxies",
+            _proxies,
+            default="auto",
+            doc="The SOCKS5 proxies (XEP-0065) to use when no direct connection succeeds.",
+        ),
+        Key(
+            "ibb",
+            boolean,
+            default=True,
+            doc="Whether bytes may go through the XMPP server when nothing else works; slow.",
+        ),
+    ),
+    "transfer": (
+        Key(
+            "encryption",
+            one_of("preferred", "required", "off"),
+            default="preferred",
+            doc="Whether files are encrypted from end to end.",
+        ),
+        Key(
+            "parallel",
+            whole_number(1, MAX_PARALLEL),
+            default=4,
+            doc="How many files go to one peer at the same time, 1 to 64.",
+        ),
+    ),
+    "folder": (
+        Key(
+            "id",
+            _folder_id,
+            required=True,
+            doc="The folder's name, the same at both ends: 1 to 64 of A-Z a-z 0-9 . _ -",
+        ),
+        Key("path", path, required=True, doc="Where the folder is; it must exist."),
+        Key(
+            "send_to",
+            list_of(_jid(local=True, resource=True), example='["bob@example.org"]'),
+            default=[],
+            doc="Who gets every file that is dropped into the folder.",
+        ),
+        Key("accept_from", _SENDERS, default=[], doc="Whose files land in the folder."),
+        Key(
+            "settle",
+            number(0, MAX_SETTLE, "seconds"),
+            default=1.0,
+            doc="How many seconds a file must rest unchanged before it is sent, 0 to 3600.",
+        ),
+    ),
+    "inbox": (
+        Key("path", path, required=True, doc="Where the files go; it must exist."),
+        Key(
+            "accept_from",
+            _INBOX_SENDERS,
+            required=True,
+            doc="Who may send files without naming a folder.",
+        ),
+    ),
+}
+"""Every key, by table; ``folder`` is an array of tables."""
+
+
+# --- Reading
+
+
+def load(file: Path, *, environ: Mapping[str, str]) -> Config:
+    """Read the configuration and look whether its paths are there; blocks on the disk.
+
+    Args:
+      file: The configuration file.
+      environ: The environment, for defaults and ``~``.
+
+    Raises:
+      ConfigError: It cannot be used; the message has one line for each fault.
+    """
+    text, mode = read_text(file)
+    config = parse(text, where=str(file), environ=environ)
+    warnings = places.check_paths(config, where=str(file), text=text)
+    if config.account.password.inline is not None and mode & places.OTHERS:
+        warnings += (
+            f"{file}: others may read the password in it; chmod 600 {shlex.quote(str(file))}",
+        )
+    return replace(config, warnings=config.warnings + warnings)
+
+
+def parse(text: str, *, where: str, environ: Mapping[str, str]) -> Config:
+    """Judge the text of a configuration; whether its paths exist is not asked.
+
+    Args:
+      text: TOML.
+      where: Path of the file, for messages; relative paths in it start beside it.
+      environ: The environment, for defaults and ``~``.
+
+    Raises:
+      ConfigError: It cannot be used; the message has one line for each fault.
+    """
+    report = Report(where=where, text=text)
+    check_table_names(report, TABLES)
+    beside = Path(where).absolute().parent
+    tables = _read_tables(report, places.resolver(beside, environ))
+    account = tables["account"]
+    source = choose_source(report, account, environ)
+    state_dir = _or_default(report, ("state", "dir"), tables, default_state_dir, environ)
+    socket = _or_default(report, ("control", "socket"), tables, default_socket, environ)
+    places.check_socket(report, socket)
+    places.check_overlaps(report, tables["folder"], tables["inbox"], state_dir)
+    _check_folders(report, tables["folder"])
+    _check_ways(report, tables["bytestreams"])
+    _check_sealing(report, tables["transfer"])
+    report.raise_if_any()
+
+    warnings = []
+    if source.inline is not None:
+        warnings.append(
+            f"{report.at(('account', 'password'))}: the password stands in the configuration; "
+            "better put it into a file of its own and set password_file"
+        )
+    login = {name: value for name, value in account.items() if name not in PASSWORD_KEYS}
+    assert state_dir is not None
+    assert socket is not None
+    return Config(
+        account=Account(password=source, **login),
+        state_dir=state_dir,
+        control_socket=socket,
+        bytestreams=Bytestreams(**tables["bytestreams"]),
+        transfer=Transfer(**tables["transfer"]),
+        folders=tuple(Folder(**folder) for folder in tables["folder"]),
+        inbox=Inbox(**tables["inbox"]) if tables["inbox"] else None,
+        warnings=tuple(warnings),
+    )
+
+
+def _read(
+    report: Report, place: Place, data: object, resolve: Callable[[Path], Path]
+) -> dict[str, Any]:
+    """Read one table; its paths become absolute."""
+    values = read_table(report, place, data, TABLES)
+    for name, value in list(values.items()):
+        if isinstance(value, Path):
+            try:
+                values[name] = resolve(value)
+            except UnfitError as error:
+                report.problem((*place, name), *error.args)
+                del values[name]
+    return values
+
+
+def _read_tables(report: Report, resolve: Callable[[Path], Path]) -> dict[str, Any]:
+    """Read every table, with its defaults when it is not in the file (inbox: None)."""
+
+    def read(data: object, *place: str | int) -> dict[str, Any]:
+        return _read(report, place, data, resolve)
+
+    data = report.data
+    tables: dict[str, Any] = {
+        name: read(data.get(name, {}), name)
+        for name in ("state", "control", "bytestreams", "transfer")
+    }
+    if "account" not in data:
+        report.problem(("account",), "missing; at least jid and a password must be in it")
+    tables["account"] = read(data["account"], "account") if "account" in data else {}
+    tables["inbox"] = read(data["inbox"], "inbox") if "inbox" in data else None
+    folders = data.get("folder", [])
+    if not isinstance(folders, list):
+        report.problem(
+            ("folder",), "write [[folder]], in double brackets: there may be several"
+        )
+        folders = []
+    tables["folder"] = [read(raw, "folder", index) for index, raw in enumerate(folders)]
+    return tables
+
+
+def _or_default(
+    report: Report,
+    place: tuple[str, str],
+    tables: Mapping[str, Any],
+    default: Callable[[Mapping[str, str]], Path],
+    environ: Mapping[str, str],
+) -> Path | None:
+    table, key = place
+    if (given := tables[table].get(key, ...)) is not None:
+        return given if isinstance(given, Path) else None  # it was wrong, and is reported
+    try:
+        return default(environ)
+    except ConfigError as error:
+        report.problem(place, f"{error}; set it here")
+        return None
+
+
+def _check_ways(report: Report, bytestreams: Mapping[str, Any]) -> None:
+    ways = [bytestreams.get(way, True) for way in ("direct", "proxies", "ibb")]
+    if not any(ways):
+        report.problem(
+            ("bytestreams",),
+            "direct, proxies and ibb are all off, so no byte could travel; turn one on",
+        )
+
+
+def _check_sealing(report: Report, transfer: Mapping[str, Any]) -> None:
+    # TODO(sealing): goes away with the step that seals bytestreams. Until then "required"
+    # cannot be kept, and it must never send a plain byte, so nothing starts.
+    if transfer.get("encryption") == "required":
+        report.problem(
+            ("transfer", "encryption"),
+            "this version cannot encrypt from end to end yet, so nothing could be sent; "
+            'set "preferred" (or "off") to send plain files for now',
+        )
+
+
+def _check_folders(report: Report, folders: list[dict[str, Any]]) -> None:
+    first: dict[str, int] = {}
+    for index, folder in enumerate(folders):
+        id_ = folder.get("id")
+        if id_ in first:
+            report.problem(
+                ("folder", index, "id"), f"folder {first[id_] + 1} has the same; ids are unique"
+            )
+        elif id_ is not None:
+            first[id_] = index
+        if folder.get("send_to") == folder.get("accept_from") == ():
+            report.problem(
+                ("folder", index),
+                "neither send_to nor accept_from: it would do nothing; give at least one",
+            )
+
+
+def find_socket(environ: Mapping[str, str], file: Path | None = None) -> Path:
+    """Where syncctl finds the daemon, which may run as another user or as a service.
+
+    Args:
+      environ: The environment of syncctl, which lacks what systemd gives to the daemon.
+      file: The daemon's configuration. Only its ``[control]`` counts: whether its password
+        and folders are there concerns the daemon alone.
+
+    Raises:
+      ConfigError: The file cannot be read, or its ``[control]`` not be understood.
+    """
+    if file is not None:
+        text, _ = read_text(file)
+        report = Report(where=str(file), text=text)
+        resolve = places.resolver(file.absolute().parent, environ)
+        control = _read(report, ("control",), report.data.get("control", {}), resolve)
+        report.raise_if_any()
+        if isinstance(socket := control["socket"], Path):
+            return socket
+    return places.likely_socket(environ)

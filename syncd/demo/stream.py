@@ -1,0 +1,379 @@
+"""The server's side of an XMPP stream, from header to footer (RFC 6120). Sans-IO.
+
+::
+
+    HEADER ──<stream>──▶ features ──┬─ no TLS yet ──▶ STARTTLS ──<starttls/>──▶ TLS
+      ▲                             ├─ no login ────▶ AUTH ──proof──┐            │
+      ├── new parser, new header ◀──┼───────────────────────────────┘            │
+      ├── tls_started() ◀───────────┼────────────────────────────────────────────┘
+      │                             └─ else ────────▶ BIND ──<bind/>──▶ OPEN ──▶ CLOSED
+
+What the client does wrong is the last event, `StreamEnded`, and the stream error that
+answers it is already in `data_to_send`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from syncd.demo.login import Exchange, LoginRefusedError
+from syncd.errors import AuthenticationError, StanzaError
+from syncd.xmpp import sasl
+from syncd.xmpp.jid import JID
+from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, make_error_reply, make_iq, read_iq
+from syncd.xmpp.stream import NS_BIND, NS_SASL, NS_STREAM_ERRORS, NS_TLS
+from syncd.xmpp.xml import (
+    NS_CLIENT,
+    NS_STREAMS,
+    Closed,
+    Malformed,
+    Opened,
+    StreamParser,
+    make,
+    namespace,
+    serialise,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from xml.etree.ElementTree import Element
+
+    from syncd.demo.login import Accounts
+
+NS_SESSION = "urn:ietf:params:xml:ns:xmpp-session"
+
+# Openfire's; Prosody's and Debian ejabberd's is a quarter of it.
+MAX_STANZA = 1_048_576  # bytes
+# Nobody's login is larger, and anybody may try one.
+_MAX_STANZA_BEFORE_LOGIN = 16_384  # bytes
+# RFC 6120 section 6.4.5: at least 2, at most 5.
+_MAX_TRIES = 4
+
+
+class State(enum.Enum):
+    """Where the stream is; see the drawing at the top."""
+
+    HEADER = enum.auto()
+    STARTTLS = enum.auto()
+    TLS = enum.auto()
+    AUTH = enum.auto()
+    BIND = enum.auto()
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class TLSWanted:
+    """Write what is queued, start TLS, then call `ServerStream.tls_started`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The stream is open for stanzas."""
+
+
+@dataclass(frozen=True, slots=True)
+class StanzaReceived:
+    """An iq, message or presence, as the client sent it."""
+
+    stanza: Element
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """Nothing follows; write what is queued, then close the connection.
+
+    Attributes:
+      condition: The stream error that we sent; empty when the client closed its stream.
+    """
+
+    condition: str
+
+
+Event = TLSWanted | Bound | StanzaReceived | StreamEnded
+
+
+class _StreamEndedError(Exception):
+    """Leaves the handlers below; never leaves this module."""
+
+    def __init__(self, condition: str) -> None:
+        super().__init__(condition)
+        self.condition = condition
+
+
+class ServerStream:
+    """One client's stream.
+
+    Args:
+      accounts: Who may log in.
+      token: Gives a fresh random printable string of at least 128 bits.
+      bind: Takes the account and the resource asked for (or an empty string), and gives
+        the full JID; raises `StanzaError` to refuse.
+      secure: The connection is inside TLS already (direct TLS, XEP-0368).
+      max_stanza: Limit after the login, bytes.
+
+    Attributes:
+      state: Where the stream is.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        *,
+        token: Callable[[], str],
+        bind: Callable[[JID, str], JID],
+        secure: bool = False,
+        max_stanza: int = MAX_STANZA,
+    ) -> None:
+        self.state = State.HEADER
+        self._accounts = accounts
+        self._token = token
+        self._bind = bind
+        self._secure = secure
+        self._max_stanza = max_stanza
+        self._account: JID | None = None
+        self._exchange: Exchange | None = None
+        self._tries = 0
+        self._begun = False  # something of the client's header is here
+        self._answered = False  # our header is out
+        self._out = bytearray()
+        self._events: list[Event] = []
+        self._parser = StreamParser(max_stanza=_MAX_STANZA_BEFORE_LOGIN)
+        # RFC 6120: which element may come in which state.
+        self._table: dict[tuple[State, str], Callable[[Element], None]] = {
+            # section 5.4.2
+            (State.STARTTLS, f"{{{NS_TLS}}}starttls"): self._on_starttls,
+            # section 6.5.4
+            (State.STARTTLS, f"{{{NS_SASL}}}auth"): self._on_early_auth,
+            # section 6.4
+            (State.AUTH, f"{{{NS_SASL}}}auth"): self._on_auth,
+            (State.AUTH, f"{{{NS_SASL}}}response"): self._on_response,
+            (State.AUTH, f"{{{NS_SASL}}}abort"): self._on_abort,
+            # section 7
+            (State.BIND, IQ): self._on_bind,
+            # section 8
+            **{(State.OPEN, tag): self._on_stanza for tag in (IQ, MESSAGE, PRESENCE)},
+        }
+
+    @property
+    def queued(self) -> int:
+        """How many bytes wait to be sent."""
+        return len(self._out)
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take what the connection gave.
+
+        Args:
+          data: Any cut of the client's bytes; ``b""`` when it has hung up.
+
+        Returns:
+          What has happened, in order; `StreamEnded` is always the last.
+        """
+        if not data:
+            self._end("")
+        elif self.state is State.HEADER and not self._begins_well(data):
+            self.close("not-well-formed")
+            self._end("not-well-formed")
+        for item in self._parser.feed(data):
+            if self.state is State.CLOSED:
+                break
+            parser = self._parser
+            try:
+                self._receive(item)
+            except _StreamEndedError as ended:
+                self.close(ended.condition)
+                self._end(ended.condition)
+            # Bytes read before TLS or the login began must not count after it
+            # (the injection of CVE-2011-0411).
+            if self._parser is not parser or self.state is State.TLS:
+                break
+        events, self._events = self._events, []
+        return events
+
+    def data_to_send(self) -> bytes:
+        """Take the bytes that are to be written now, all of them, in order."""
+        data, self._out = bytes(self._out), bytearray()
+        return data
+
+    def send(self, stanza: bytes) -> None:
+        """Queue a written stanza; lost if the stream is not, or no longer, open."""
+        if self.state is State.OPEN:
+            self._out += stanza
+
+    def close(self, condition: str = "") -> None:
+        """Queue a stream error, if there is a condition, and our footer; nothing follows."""
+        if self.state is State.CLOSED:
+            return
+        # RFC 6120 section 4.9.1.2: our header comes before any error.
+        if not self._answered:
+            self._answer()
+        if condition:
+            error = serialise(make(f"{{{NS_STREAM_ERRORS}}}{condition}"))
+            self._out += b"<stream:error>" + error + b"</stream:error>"
+        self._out += b"</stream:stream>"
+        self.state = State.CLOSED
+
+    def tls_started(self) -> None:
+        """The connection is inside TLS."""
+        assert self.state is State.TLS, f"TLS started in state {self.state.name}"
+        self._secure = True
+        self._restart()
+
+    def _begins_well(self, data: bytes) -> bool:
+        """Whether this may be the beginning of a header, or what follows such a beginning.
+
+        COMPAT(slixmpp): tries direct TLS on any port, and waits. A parser that waits for
+        the end of a tag would wait with it.
+        """
+        if not self._begun:
+            first = data.lstrip()[:1]
+            self._begun = bool(first)
+            return first in (b"", b"<")
+        return True
+
+    def _restart(self) -> None:
+        limit = self._max_stanza if self._account else _MAX_STANZA_BEFORE_LOGIN
+        self._parser = StreamParser(max_stanza=limit)
+        self._answered = self._begun = False
+        self.state = State.HEADER
+
+    def _end(self, condition: str) -> None:
+        self.state = State.CLOSED
+        self._events.append(StreamEnded(condition))
+
+    def _receive(self, item: Opened | Element | Closed | Malformed) -> None:
+        match item:
+            case Opened(attributes):
+                self._answer()
+                # RFC 6120 section 4.9.3.6; COMPAT(clients): some leave `to` out.
+                if attributes.get("to", self._accounts.domain) != self._accounts.domain:
+                    raise _StreamEndedError("host-unknown")
+                if not attributes.get("version", "").startswith("1."):
+                    raise _StreamEndedError("unsupported-version")
+                self._offer()
+            case Malformed(condition):
+                raise _StreamEndedError(condition)
+            case Closed():
+                self.close()
+                self._end("")
+            case element:
+                handler = self._table.get((self.state, element.tag))
+                if handler is None:
+                    # RFC 6120 section 4.9.3.12
+                    early = self.state is not State.OPEN
+                    stanza = early and namespace(element.tag) == NS_CLIENT
+                    raise _StreamEndedError(
+                        "not-authorized" if stanza else "unsupported-stanza-type"
+                    )
+                handler(element)
+
+    def _answer(self) -> None:
+        self._answered = True
+        self._out += (
+            f"<?xml version='1.0'?><stream:stream from='{self._accounts.domain}'"
+            f" id='{self._token()}' version='1.0' xml:lang='en'"
+            f" xmlns='{NS_CLIENT}' xmlns:stream='{NS_STREAMS}'>"
+        ).encode()
+
+    def _offer(self) -> None:
+        if not self._secure:
+            features = [make(f"{{{NS_TLS}}}starttls", None, make(f"{{{NS_TLS}}}required"))]
+            self.state = State.STARTTLS
+        elif self._account is None:
+            names = [
+                make(f"{{{NS_SASL}}}mechanism", text=name) for name in self._accounts.mechanisms
+            ]
+            features = [make(f"{{{NS_SASL}}}mechanisms", None, *names)]
+            self.state = State.AUTH
+        else:
+            # COMPAT(RFC 3921): the session that RFC 6121 abolished, for who still looks.
+            optional = make(f"{{{NS_SESSION}}}optional")
+            features = [
+                make(f"{{{NS_BIND}}}bind"),
+                make(f"{{{NS_SESSION}}}session", None, optional),
+            ]
+            self.state = State.BIND
+        written = b"".join(serialise(feature) for feature in features)
+        self._out += b"<stream:features>" + written + b"</stream:features>"
+
+    def _on_starttls(self, _: Element) -> None:
+        self._out += serialise(make(f"{{{NS_TLS}}}proceed"))
+        self.state = State.TLS
+        self._events.append(TLSWanted())
+
+    def _on_early_auth(self, _: Element) -> None:
+        self._refuse("encryption-required")
+
+    def _on_auth(self, element: Element) -> None:
+        if self._exchange is not None:
+            raise _StreamEndedError("unsupported-stanza-type")
+        try:
+            self._exchange = Exchange(
+                self._accounts, element.get("mechanism", ""), self._token()
+            )
+        except LoginRefusedError as refused:
+            self._refuse(refused.condition)
+        else:
+            self._advance(element)
+
+    def _on_response(self, element: Element) -> None:
+        if self._exchange is None:
+            self._refuse("malformed-request")
+        else:
+            self._advance(element)
+
+    def _on_abort(self, _: Element) -> None:
+        self._refuse("aborted")
+
+    def _advance(self, element: Element) -> None:
+        assert self._exchange is not None
+        try:
+            step = self._exchange.receive(sasl.decode(element.text))
+        except LoginRefusedError as refused:
+            self._refuse(refused.condition)
+            return
+        except AuthenticationError:
+            self._refuse("incorrect-encoding")
+            return
+        # RFC 6120 section 6.4.6: an empty success has no text at all.
+        text = sasl.encode(step.data) if step.data or step.kind == "challenge" else None
+        self._out += serialise(make(f"{{{NS_SASL}}}{step.kind}", text=text))
+        if step.kind == "success":
+            self._account = JID.parse(f"{self._exchange.name}@{self._accounts.domain}")
+            self._exchange = None
+            self._restart()
+
+    def _refuse(self, condition: str) -> None:
+        self._exchange = None
+        self._tries += 1
+        failure = make(f"{{{NS_SASL}}}failure", None, make(f"{{{NS_SASL}}}{condition}"))
+        self._out += serialise(failure)
+        if self._tries >= _MAX_TRIES:
+            raise _StreamEndedError("policy-violation")
+
+    def _on_bind(self, element: Element) -> None:
+        assert self._account is not None
+        tag = f"{{{NS_BIND}}}bind"
+        try:
+            iq = read_iq(element)
+        except StanzaError as error:
+            self._out += serialise(make_error_reply(element, error))
+            return
+        if iq.type != "set" or iq.payload is None or iq.payload.tag != tag:
+            # RFC 6120 section 7.1: nothing else before a resource is bound.
+            raise _StreamEndedError("not-authorized")
+        resource = (iq.payload.findtext(f"{{{NS_BIND}}}resource") or "").strip()
+        try:
+            jid = self._bind(self._account, resource)
+        except StanzaError as error:
+            self._out += serialise(make_error_reply(element, error))
+            return
+        bound = make(tag, None, make(f"{{{NS_BIND}}}jid", text=str(jid)))
+        self._out += serialise(make_iq("result", iq.id, None, bound))
+        self.state = State.OPEN
+        self._events.append(Bound())
+
+    def _on_stanza(self, stanza: Element) -> None:
+        self._events.append(StanzaReceived(stanza))

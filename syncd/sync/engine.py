@@ -1,0 +1,269 @@
+"""Brings what changed to whom it is owed: folders in, deliveries out, the journal between."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from syncd.errors import ChangedError, ErrorType, SyncdError
+from syncd.sync.folder import Folder
+from syncd.sync.plan import Delivery, FileVersion, next_deliveries, retry_delay
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from syncd.sync.journal import Arrival, Counts, Journal
+
+log = logging.getLogger(__name__)
+
+# More than can run at a time, so that there is a choice; not so many that they weigh.
+CANDIDATES = 64  # deliveries of one peer
+# The status shows a handful; the log has them all.
+MAX_ERRORS = 20  # errors
+# A file that changed while it was sent is looked at again; by then it is owed anew.
+AFTER_CHANGE = 2.0  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderRule:
+    """One folder, as the user wants it.
+
+    Attributes:
+      id: Its id, the same at both ends.
+      path: Where it is.
+      send_to: Who gets its files: JIDs as configured.
+      settle: How long a file written in place must rest, seconds.
+    """
+
+    id: str
+    path: Path
+    send_to: tuple[str, ...]
+    settle: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How a delivery ended well.
+
+    Attributes:
+      outcome: ``delivered``: the peer confirmed it; ``sent``: it cannot confirm.
+      digest: BLAKE3 of the content, hexadecimal.
+    """
+
+    outcome: Literal["delivered", "sent"]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A delivery that failed.
+
+    Attributes:
+      at: Seconds since 1970.
+    """
+
+    at: float
+    peer: str
+    folder: str
+    path: str
+    text: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderState:
+    """How a folder stands.
+
+    Attributes:
+      files: How many it holds.
+      settling: How many have changed and do not rest yet.
+      scanning: Whether a scan is under way.
+      problem: Why it cannot be used, or empty.
+      hint: What to do about it.
+      skipped: What cannot be sent: path and reason, a few of them.
+    """
+
+    files: int
+    settling: int
+    scanning: bool
+    problem: str
+    hint: str
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """How everything stands.
+
+    Attributes:
+      folders: By id.
+      counts: Of the journal.
+      failures: The last ones, newest first.
+    """
+
+    folders: dict[str, FolderState]
+    counts: Counts
+    failures: tuple[Failure, ...]
+
+
+class Engine:
+    """Delivers what changes.
+
+    Args:
+      journal: Open.
+      rules: The folders.
+      send: Sends one delivery; raises a `SyncdError` if it could not.
+      parallel: How many deliveries may run to one peer.
+      clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        rules: Sequence[FolderRule],
+        send: Callable[[Delivery], Awaitable[Sent]],
+        *,
+        parallel: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._journal = journal
+        self._rules = {rule.id: rule for rule in rules}
+        self._send = send
+        self._parallel = parallel
+        self._clock = clock
+        self._folders = {rule.id: self._folder(rule) for rule in rules}
+        self._online: frozenset[str] = frozenset()
+        self._came_online: set[str] = set()
+        self._running: dict[int, Delivery] = {}
+        self._failures: deque[Failure] = deque(maxlen=MAX_ERRORS)
+        self._wake = trio.Event()
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Watch and deliver, for ever; a delivery that is cancelled is still owed."""
+        await self._journal.forget_others(
+            {rule.id: rule.send_to for rule in self._rules.values()}
+        )
+        async with trio.open_nursery() as nursery:
+            for folder in self._folders.values():
+                nursery.start_soon(folder.run)
+            task_status.started()
+            await self._deliver(nursery)
+
+    def set_online(self, peers: frozenset[str]) -> None:
+        """Only these can be sent to now; who came back is tried at once."""
+        self._came_online |= peers - self._online
+        self._online = peers
+        self._wake.set()
+
+    async def arriving(self, arrival: Arrival) -> None:
+        """A received file is about to get its final name."""
+        await self._journal.arriving(arrival)
+
+    async def known_arrival(self, folder: str, path: str) -> Arrival | None:
+        """What is known of a file that arrived; None if it did not arrive."""
+        return await self._journal.arrival(folder, path)
+
+    async def rescan(self) -> None:
+        """Look through all folders; what lies there now is then settling or owed."""
+        async with trio.open_nursery() as nursery:
+            for folder in self._folders.values():
+                nursery.start_soon(folder.rescan)
+
+    async def statistics(self) -> Statistics:
+        """How everything stands now."""
+        files = {folder.id: await folder.count() for folder in self._folders.values()}
+        return Statistics(
+            folders={
+                folder.id: FolderState(
+                    files=files[folder.id],
+                    settling=folder.settling,
+                    scanning=folder.scanning,
+                    problem=folder.problem,
+                    hint=folder.hint,
+                    skipped=tuple(folder.skipped),
+                )
+                for folder in self._folders.values()
+            },
+            counts=await self._journal.counts(),
+            failures=tuple(reversed(self._failures)),
+        )
+
+    def _folder(self, rule: FolderRule) -> Folder:
+        async def settled(versions: list[FileVersion]) -> None:
+            # On disk before anything is sent.
+            await self._journal.owe(versions, rule.send_to)
+            self._wake.set()
+
+        async def vanished(path: str) -> None:
+            await self._journal.gone(rule.id, path)
+
+        return Folder(rule.id, rule.path, rule.settle, settled, vanished)
+
+    async def _deliver(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._wake = trio.Event()  # before the look, or a wake is lost
+            while self._came_online:
+                await self._journal.retry(self._came_online.pop())
+            now = self._clock()
+            pending = await self._journal.pending(self._online, now, CANDIDATES)
+            chosen, again = next_deliveries(
+                pending,
+                running=self._running.values(),
+                online=self._online,
+                parallel=self._parallel,
+                now=now,
+            )
+            for delivery in chosen:
+                self._running[delivery.id] = delivery
+                nursery.start_soon(self._run_one, delivery)
+            with trio.move_on_after(max(0.0, again - now)):
+                await self._wake.wait()
+
+    async def _run_one(self, delivery: Delivery) -> None:
+        version = delivery.version
+        try:
+            sent = await self._send(delivery)
+            await self._journal.done(delivery, sent.outcome, sent.digest)
+        except ChangedError as error:
+            log.info("%s: %s; looking again", version.path, error)
+            again = self._clock() + AFTER_CHANGE
+            await self._journal.failed(delivery, str(error), error.hint, again)
+            self._folders[version.folder].look_again(version.path)
+        except SyncdError as error:
+            again = self._clock() + retry_delay(delivery.attempts + 1, random.random())  # noqa: S311 - jitter
+            waits = error.type is ErrorType.WAIT
+            await self._failed(delivery, str(error), error.hint, again if waits else None)
+        except Exception:
+            # A bug of ours must not be retried for ever, nor stop everything else.
+            log.exception("delivering %s to %s", version.path, delivery.peer)
+            hint = "this is a bug in syncd; its log has the details"
+            await self._failed(delivery, "an internal error", hint, None)
+        finally:
+            del self._running[delivery.id]
+            self._wake.set()
+
+    async def _failed(
+        self, delivery: Delivery, text: str, hint: str, again: float | None
+    ) -> None:
+        version = delivery.version
+        log.warning("%s not delivered to %s: %s", version.path, delivery.peer, text)
+        self._failures.append(
+            Failure(
+                at=self._clock(),
+                peer=delivery.peer,
+                folder=version.folder,
+                path=version.path,
+                text=text,
+                hint=hint,
+            )
+        )
+        await self._journal.failed(delivery, text, hint, again)

@@ -1,0 +1,513 @@
+"""One watched folder: what changed in it, and what of that is whole.
+
+Events are hints, never the truth: they are lost when the kernel's queue overflows, they come
+twice, they lack a close. An event only says where to look; the truth is what `lstat` shows, a
+scan of the whole folder at the start, after an overflow, now and then, and on request, and
+what the journal knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import math
+import os
+import stat
+import time
+from collections import deque
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.api import DEFAULT_OBSERVER_TIMEOUT, BaseObserver
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyEvent, InotifyFD
+
+from syncd.sync.plan import FileVersion
+from syncd.sync.settle import Look, Settling
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from pathlib import Path
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# Our own directory at the root of each folder; transfer keeps partial files there.
+PRIVATE = ".syncd"
+
+# Names that programs use for what is not the file yet, or never will be.
+IGNORED = (
+    ".*.sw?", "4913", "*~", ".~lock.*#", "*.part", "*.partial", "*.crdownload", "*.tmp",
+    ".goutputstream-*", ".nfs*", "~$*", ".#*", "#*#",
+)  # fmt: skip
+
+# What watchdog shall tell: opened and closed-unwritten would echo our own reading.
+_EVENTS: list[type[FileSystemEvent]] = [
+    FileClosedEvent, FileCreatedEvent, FileMovedEvent, FileDeletedEvent,
+    DirCreatedEvent, DirMovedEvent, DirDeletedEvent,
+]  # fmt: skip
+
+# What no event has told is found after this at the latest. A scan costs 0.25 s per 100,000
+# files, in a thread.
+RESCAN = 600.0  # seconds
+# How soon a folder whose root went away is tried again.
+RETRY = 5.0  # seconds
+# A walk that takes no longer may be made just to count the files for the status.
+CHEAP_WALK = 0.05  # seconds
+# After an overflow the burst may still go on.
+AFTER_OVERFLOW = 0.5  # seconds
+# Files that are looked at, and told, at a time.
+BATCH = 1_000  # files
+# Hints that wait for their look; beyond, one scan is cheaper than remembering all.
+MAX_HINTS = 50_000  # events
+# Texts about what cannot be read; one broken tree must not fill the status.
+MAX_PROBLEMS = 20  # texts
+
+
+class Folder:
+    """Watches one folder.
+
+    Args:
+      folder: Its id.
+      root: Where it is.
+      quiet: How long a file written in place must rest, seconds.
+      settled: Gets the versions that may be sent now, at most `BATCH` at a time.
+      vanished: Gets the path of a file that was looked for and is gone.
+
+    Attributes:
+      files: How many files it holds, as of the last scan; `count` knows better.
+      scanning: A scan that somebody may wait for is under way.
+      problem: Why it cannot be used, or empty.
+      skipped: What cannot be sent and why, a few of them.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        root: Path,
+        quiet: float,
+        settled: Callable[[list[FileVersion]], Awaitable[None]],
+        vanished: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self.id = folder
+        self.root = root
+        self.files = 0
+        self.scanning = True
+        self.problem = ""
+        self.hint = ""
+        self.skipped: list[tuple[str, str]] = []
+        self._settled = settled
+        self._vanished = vanished
+        self._settling = Settling(quiet)
+        self._quiet = quiet
+        self._hints: deque[tuple[str, bool]] = deque()  # path, came by rename
+        self._overflowed = False
+        self._scan_at = -math.inf
+        self._wake = trio.Event()
+        self._scan_waiters: list[trio.Event] = []
+        self._changed = False  # since the files were counted
+        self._walk_seconds = math.inf  # the last scan took
+        self._limiter = trio.CapacityLimiter(1)
+
+    @property
+    def settling(self) -> int:
+        """How many files have changed and do not rest yet, or were not looked at yet."""
+        return len(self._settling) + len(self._hints)
+
+    async def run(self) -> None:
+        """Watch, for ever."""
+        while True:
+            try:
+                async with self._watching() as watch:
+                    self.problem = self.hint = ""
+                    await self._work(watch)
+            except OSError as error:
+                self.problem, self.hint = _explain(error, self.root)
+                log.warning("folder %s: %s; %s", self.id, self.problem, self.hint)
+                self._release_waiters()
+            # The root is gone or cannot be watched: somebody has to bring it back.
+            with trio.move_on_after(RETRY):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            self._scan_at = -math.inf
+
+    async def rescan(self) -> None:
+        """Scan now; returns when all that lies there now is settling or was told."""
+        done = trio.Event()
+        self._scan_waiters.append(done)
+        self._scan_at = -math.inf
+        self._wake.set()
+        await done.wait()
+
+    async def count(self) -> int:
+        """How many files it holds: now, if a walk is cheap, else as of the last scan."""
+        if self._changed and self._walk_seconds < CHEAP_WALK and not self.problem:
+            self._changed = False
+            with contextlib.suppress(OSError):
+                self.files = await self._in_thread(_count, self.root)
+        return self.files
+
+    def look_again(self, path: str) -> None:
+        """Look at a file as if it had changed."""
+        self._hint(path, renamed=False)
+        self._wake.set()
+
+    def _hint(self, path: str, *, renamed: bool) -> None:
+        if len(self._hints) >= MAX_HINTS:
+            self._overflow()
+        else:
+            self._hints.append((path, renamed))
+
+    async def _work(self, watch: _Watch) -> None:
+        while True:
+            now = trio.current_time()
+            if self._scan_at <= now:
+                await self._scan(watch)
+            await self._look_at_hints()
+            due = self._settling.due(trio.current_time())
+            for start in range(0, len(due), BATCH):
+                await self._look(dict.fromkeys(due[start : start + BATCH], False))
+            if not self._hints:
+                with trio.move_on_at(min(self._scan_at, self._settling.next_look())):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+
+    async def _look_at_hints(self) -> None:
+        while self._hints:
+            paths: dict[str, bool] = {}
+            while self._hints and len(paths) < BATCH:
+                path, renamed = self._hints.popleft()
+                paths[path] = renamed or paths.get(path, False)
+            await self._look(paths)
+
+    async def _look(self, paths: dict[str, bool]) -> None:
+        """Look at files; tell those that are whole."""
+        looks = await self._in_thread(_lstat, self.root, paths)
+        now = trio.current_time()
+        whole = []
+        for path, (look, complete) in looks.items():
+            if self._settling.looked(path, look, now, complete=complete):
+                assert look is not None
+                whole.append(self._version(path, look))
+            elif look is None:
+                await self._vanished(path)
+        if whole:
+            await self._settled(whole)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        # One at a time: two walks of one disk are slower than one after the other.
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
+
+    async def _scan(self, watch: _Watch) -> None:
+        waiters, self._scan_waiters = self._scan_waiters, []
+        self.scanning = True
+        self._scan_at = trio.current_time() + RESCAN
+        self._overflowed = self._changed = False
+        files, seconds, skipped = 0, 0.0, list[tuple[str, str]]()
+        batches = _walk(self.root, skipped)
+        try:
+            watch.check(self.root)
+            while True:
+                began = time.monotonic()
+                batch = await self._in_thread(next, batches, ())
+                seconds += time.monotonic() - began
+                if not batch:
+                    break
+                files += len(batch)
+                await self._take_scanned(batch)
+        finally:
+            # Who waited for a scan that failed learns it from `problem`.
+            self.scanning = False
+            for waiter in waiters:
+                waiter.set()
+        self.files, self._walk_seconds, self.skipped = files, seconds, skipped
+
+    async def _take_scanned(self, batch: Sequence[tuple[str, Look]]) -> None:
+        now, wall = trio.current_time(), time.time()
+        # What has rested for long enough by its own times need not rest again. A time in the
+        # future proves nothing.
+        whole = [
+            self._version(path, look)
+            for path, look in batch
+            if self._settling.looked(
+                path, look, now, complete=self._quiet <= wall - look.changed < math.inf
+            )
+        ]
+        if whole:
+            await self._settled(whole)
+
+    def _version(self, path: str, look: Look) -> FileVersion:
+        return FileVersion(
+            folder=self.id,
+            path=path,
+            size=look.size,
+            mtime_ns=look.mtime_ns,
+            inode=look.inode,
+        )
+
+    def _take(self, event: FileSystemEvent) -> None:
+        """Turn an event into hints; in trio's thread."""
+        self._changed = True
+        if isinstance(event, DirCreatedEvent | DirMovedEvent | DirDeletedEvent):
+            # A directory that comes is full of files that no event tells of.
+            self._scan_at = min(self._scan_at, trio.current_time())
+        elif isinstance(event, FileDeletedEvent):
+            self._hint_event(event.src_path, renamed=False)
+        elif isinstance(event, FileMovedEvent):
+            self._hint_event(event.src_path, renamed=False)
+            self._hint_event(event.dest_path, renamed=True)
+        else:
+            # A file moved in from elsewhere is told as created.
+            self._hint_event(event.src_path, renamed=isinstance(event, FileCreatedEvent))
+
+    def _hint_event(self, raw: bytes | str, *, renamed: bool) -> None:
+        path = os.path.relpath(os.fsdecode(raw), self.root)
+        if not is_ignored(path):
+            self._hint(path, renamed=renamed)
+
+    def _overflow(self) -> None:
+        if not self._overflowed:
+            self._overflowed = True
+            self._scan_at = min(self._scan_at, trio.current_time() + AFTER_OVERFLOW)
+        self._hints.clear()
+
+    def _release_waiters(self) -> None:
+        waiters, self._scan_waiters = self._scan_waiters, []
+        self.scanning = False
+        for waiter in waiters:
+            waiter.set()
+
+    @contextlib.asynccontextmanager
+    async def _watching(self) -> AsyncIterator[_Watch]:
+        token = trio.lowlevel.current_trio_token()
+        events: deque[FileSystemEvent | None] = deque(maxlen=MAX_HINTS)
+
+        def drain() -> None:
+            while events:
+                event = events.popleft()
+                if event is None:
+                    self._overflow()
+                else:
+                    self._take(event)
+            self._wake.set()
+
+        def tell(event: FileSystemEvent | None) -> None:
+            # In a thread of watchdog's. A full deque loses its oldest hint: an overflow.
+            events.append(None if len(events) == MAX_HINTS else event)
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(drain, idempotent=True)
+
+        # Blocks for the whole tree: 0.3 s for 10,000 directories.
+        watch = await trio.to_thread.run_sync(_Watch, self.root, tell)
+        try:
+            yield watch
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(watch.close)
+
+
+class _Watch:
+    """The threads of watchdog for one folder."""
+
+    def __init__(self, root: Path, tell: Callable[[FileSystemEvent | None], None]) -> None:
+        status = root.stat()
+        self._root = (status.st_dev, status.st_ino)
+        self._observer = _Observer(tell)
+        try:
+            self._observer.schedule(
+                _Handler(tell), str(root), recursive=True, event_filter=_EVENTS
+            )
+            self._observer.start()
+        except BaseException:
+            self._observer.close_unstarted()
+            raise
+
+    def check(self, root: Path) -> None:
+        """Make sure that what is watched is what lies at the path.
+
+        Raises:
+          OSError: It was removed or replaced, or the watching thread has died.
+        """
+        status = root.stat()
+        alive = all(emitter.is_alive() for emitter in self._observer.emitters)
+        if (status.st_dev, status.st_ino) != self._root or not alive:
+            raise FileNotFoundError(errno.ESTALE, "the folder was replaced", str(root))
+
+    def close(self) -> None:
+        """Stop the threads, and wait for them."""
+        self._observer.stop()
+        self._observer.join()
+
+
+class _Observer(InotifyObserver):
+    """An observer that tells when the kernel has lost events.
+
+    COMPAT(watchdog 7.1): adds its watches again after an overflow, but tells nobody, and what
+    happened meanwhile is never reported.
+    """
+
+    def __init__(self, tell: Callable[[None], None]) -> None:
+        self._inotify_fd = _OverflowFD(tell)
+        self._inotify_fd.start()
+        BaseObserver.__init__(
+            self, InotifyEmitter, timeout=DEFAULT_OBSERVER_TIMEOUT, inotify_fd=self._inotify_fd
+        )
+
+    def close_unstarted(self) -> None:
+        """End what the constructor has begun."""
+        self._inotify_fd.stop()
+        self._inotify_fd.join()
+
+
+class _OverflowFD(InotifyFD):
+    def __init__(self, tell: Callable[[None], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def handle_event(self, event: InotifyEvent) -> None:
+        super().handle_event(event)
+        if event.is_queue_overflow:
+            self._tell(None)
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, tell: Callable[[FileSystemEvent], None]) -> None:
+        self._tell = tell
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        self._tell(event)
+
+
+def is_ignored(path: str) -> bool:
+    """Whether a path below a folder is nobody's file: ours, or a program's half-written one."""
+    first, *_, last = path.split("/") if "/" in path else (path, path)
+    return first == PRIVATE or any(fnmatchcase(last, pattern) for pattern in IGNORED)
+
+
+def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[list[tuple[str, Look]]]:
+    """Walk a tree, never through a link; yields batches of regular files."""
+    batch: list[tuple[str, Look]] = []
+    directories = [""]
+    while directories:
+        directory = directories.pop()
+        try:
+            with os.scandir(root / directory) as entries:
+                for entry in entries:
+                    path = f"{directory}/{entry.name}" if directory else entry.name
+                    if is_ignored(path):
+                        continue
+                    if reason := _unsendable(path):
+                        _note(skipped, path, reason)
+                    elif entry.is_dir(follow_symlinks=False):
+                        directories.append(path)
+                    elif entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):
+                            batch.append((path, Look.of(entry.stat(follow_symlinks=False))))
+                    if len(batch) >= BATCH:
+                        yield batch
+                        batch = []
+        except (FileNotFoundError, NotADirectoryError):
+            if not directory:
+                raise
+        except OSError as error:
+            if not directory:
+                raise
+            _note(skipped, directory, error.strerror or str(error))
+    if batch:
+        yield batch
+
+
+def _count(root: Path) -> int:
+    return sum(len(batch) for batch in _walk(root, []))
+
+
+def _unsendable(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "the name is no valid UTF-8"
+    return ""
+
+
+def _note(skipped: list[tuple[str, str]], path: str, reason: str) -> None:
+    if len(skipped) < MAX_PROBLEMS:
+        skipped.append((path, reason))
+
+
+def _lstat(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, bool]]:
+    """Look at files; with each whether it is known to be complete."""
+    looks: dict[str, tuple[Look | None, bool]] = {}
+    for path, renamed in paths.items():
+        if _unsendable(path):
+            continue
+        try:
+            status = os.lstat(root / path)
+        except OSError:
+            looks[path] = (None, False)
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            continue  # a directory is scanned, everything else is nobody's file
+        look = Look.of(status)
+        # A write sets both times alike, a rename only the second. So this file has not been
+        # written since it got its name; if nobody can write to it now either, it is whole.
+        unwritten = look.ctime_ns != look.mtime_ns and renamed
+        looks[path] = (look, unwritten and _nobody_writes(root / path))
+    return looks
+
+
+def _nobody_writes(path: Path) -> bool:
+    """Whether no process has the file open for writing, as far as the kernel tells us.
+
+    A read lease (fcntl(2), F_SETLEASE) is granted only then. It needs a file of our own on a
+    local file system; where it is refused for such reasons, the file rests like any other.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
+
+
+def _explain(error: OSError, root: Path) -> tuple[str, str]:
+    """What is wrong with a folder, and what to do about it."""
+    match error.errno:
+        case errno.ENOSPC:
+            return (
+                "the kernel watches no more directories (fs.inotify.max_user_watches)",
+                "run: sysctl fs.inotify.max_user_watches=1048576",
+            )
+        case errno.EMFILE:
+            return (
+                "the kernel gives no more inotify instances (fs.inotify.max_user_instances)",
+                "run: sysctl fs.inotify.max_user_instances=1024",
+            )
+        case errno.ENOENT | errno.ENOTDIR | errno.ESTALE:
+            return (
+                f"{root} is gone or was replaced",
+                "is its disk mounted? it is watched again as soon as it is back",
+            )
+        case _:
+            return f"{root} cannot be read: {error.strerror}", "give syncd access to it"

@@ -1,0 +1,174 @@
+"""Files below a folder, reached by directory descriptors, never through a link.
+
+Every step of a path is opened relative to the step before it with O_NOFOLLOW, so whoever
+swaps a directory for a link meanwhile gains nothing: the walk ends with an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from syncd.errors import ChangedError, ErrorType, TransferError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# renameat2(2)
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+# fallocate(2): reserve the blocks, but let the size say how much has arrived.
+_FALLOC_FL_KEEP_SIZE = 1
+
+
+@contextlib.contextmanager
+def open_directory(
+    root: Path, components: Sequence[str], *, create: bool = False
+) -> Iterator[int]:
+    """Walk down from a folder and yield the descriptor of a directory.
+
+    Args:
+      root: The folder, as configured; may itself be a link.
+      components: Names of directories below it.
+      create: Make those that are missing, durably.
+
+    Raises:
+      OSError: A step is missing, is a link, or is no directory.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for component in components:
+            fd, parent = _step(fd, component, create=create), fd
+            os.close(parent)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _step(parent: int, component: str, *, create: bool) -> int:
+    if create:
+        try:
+            os.mkdir(component, dir_fd=parent)
+        except FileExistsError:
+            pass
+        else:
+            os.fsync(parent)
+    return os.open(component, _DIRECTORY, dir_fd=parent)
+
+
+def open_source(root: Path, components: Sequence[str]) -> int:
+    """Open a regular file for sending.
+
+    Returns:
+      Its descriptor, which the caller closes.
+
+    Raises:
+      ChangedError: It is gone, or no regular file any more.
+      TransferError: It cannot be read.
+    """
+    try:
+        with open_directory(root, components[:-1]) as directory:
+            # O_NONBLOCK: opening a fifo must not wait for its writer.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(components[-1], flags, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            raise ChangedError(f"the file is gone: {error.strerror}") from error
+        raise explain(error, "the file cannot be read") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ChangedError("this is no regular file any more")
+    return fd
+
+
+def rename_new(source: str, source_fd: int, target: str, target_fd: int) -> None:
+    """Rename without ever replacing.
+
+    Raises:
+      FileExistsError: The target is there.
+      OSError: Anything else.
+    """
+    try:
+        _renameat2(source_fd, source, target_fd, target, _RENAME_NOREPLACE)
+    except OSError as error:
+        # EINVAL: a file system without the flag; ENOSYS: a kernel without the call.
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        os.unlink(source, dir_fd=source_fd)
+
+
+def exchange(source: str, source_fd: int, target: str, target_fd: int) -> None:
+    """Swap two files in one step: whatever stood at the target is now at the source.
+
+    Raises:
+      OSError: One of them is missing, or the file system cannot do it.
+    """
+    _renameat2(source_fd, source, target_fd, target, _RENAME_EXCHANGE)
+
+
+def _renameat2(source_fd: int, source: str, target_fd: int, target: str, flags: int) -> None:
+    result = _libc.renameat2(
+        source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags
+    )
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)
+
+
+def reserve(fd: int, size: int) -> None:
+    """Reserve the blocks for a file, so that a full disk is found before the transfer.
+
+    Raises:
+      OSError: There is no room (ENOSPC, EDQUOT), or the file would be too large (EFBIG).
+    """
+    if size == 0:
+        return
+    arguments = (ctypes.c_int64(0), ctypes.c_int64(size))
+    if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, *arguments) != 0:
+        code = ctypes.get_errno()
+        # EOPNOTSUPP: the file system cannot; a full disk is then met by the write.
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):
+            raise OSError(code, os.strerror(code))
+
+
+def explain(error: OSError, what: str) -> TransferError:
+    """Turn an error of the disk into what the user reads."""
+    reason = error.strerror or str(error)
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return TransferError(f"{what}: {reason}", hint="make room; it goes on by itself")
+        case errno.EROFS | errno.EIO:
+            return TransferError(f"{what}: {reason}", hint="look at the disk and its mount")
+        case errno.EACCES | errno.EPERM:
+            return TransferError(
+                f"{what}: {reason}", hint="give the user that runs syncd access to it"
+            )
+        case errno.EFBIG:
+            return TransferError(
+                f"{what}: {reason}",
+                hint="the file system, or a limit (LimitFSIZE=), does not allow files this big",
+                type=ErrorType.CANCEL,
+            )
+        case errno.EXDEV:
+            return TransferError(
+                f"{what}: another file system is mounted inside the folder",
+                hint="make the mount point a folder of its own",
+                type=ErrorType.CANCEL,
+            )
+        case errno.ENOTDIR | errno.ELOOP | errno.EISDIR:
+            return TransferError(
+                f"{what}: a file or link stands where a directory is needed, or the reverse",
+                hint="move it out of the way",
+                type=ErrorType.CANCEL,
+            )
+        case _:
+            return TransferError(f"{what}: {reason}")
