@@ -51,7 +51,7 @@ from syncd.status import Reporter, Transfers
 from syncd.sync import engine as sync_engine
 from syncd.sync.journal import Arrival, open_journal
 from syncd.sync.plan import Delivery, FileVersion
-from syncd.transfer import s5b, si
+from syncd.transfer import s5b, schema, si
 from syncd.transfer.bytestream import Listener, open_listener
 from syncd.transfer.partial import Identity
 from syncd.transfer.receiver import Arriving, Inbox, Incoming, Known, Receiver
@@ -300,6 +300,8 @@ async def run_daemon(config: Config, notifier: Notifier, stop: trio.Event) -> No
             users.start_soon(links.receiver.run)
             services.start_soon(links.client.run)
             services.start_soon(_feed_watchdog, notifier)
+            if any(folder.accept_from for folder in config.folders) or config.inbox:
+                services.start_soon(trio.to_thread.run_sync, schema.warm_up)
             notifier.ready()
             log.info("syncd %s is up, at %s", syncd.__version__, config.control_socket)
             await stop.wait()

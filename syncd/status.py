@@ -201,7 +201,7 @@ class Reporter:
             jid=peer,
             online=bool(resource),
             resource=resource,
-            encryption="none",
+            encryption="plain",
             pending=count.pending,
             pending_bytes=count.pending_bytes,
             parked=count.parked,

@@ -53,7 +53,9 @@ _LOOK = 0.1  # seconds
 _ASK_TIMEOUT = 5.0  # seconds
 # A daemon that is told to stop says goodbye to its server for at most 2 s.
 _STOP_TIMEOUT = 5.0  # seconds
+# The end of a daemon's log tells why it ended: a screenful, even of long lines.
 _LOG_TAIL = 15  # lines
+_LOG_TAIL_BYTES = 16_384
 
 # What would make the children talk to somebody else's systemd.
 _NOT_INHERITED = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
@@ -165,12 +167,14 @@ def run_demo(setup: Setup, *, keep: bool) -> Exit:
     with tempfile.TemporaryDirectory(
         prefix="syncd-", dir=find_room(_COPIES * setup.size), ignore_cleanup_errors=True
     ) as name:
-        directory = Path(name)
+        directory, code = Path(name), Exit.FAILED
         try:
-            return trio.run(partial(_main, setup, directory, keep=keep))
+            code = trio.run(partial(_main, setup, directory, keep=keep))
         except* SyncdError as group:
             _report(_leaf(group), directory)
-        return Exit.FAILED
+        except* (BrokenPipeError, SystemExit):
+            pass  # nobody reads on (rich ends the program then); the clean-up is done
+        return code
 
 
 def find_room(size: int) -> str:
@@ -214,7 +218,7 @@ async def _show(setup: Setup, directory: Path, *, keep: bool) -> Exit:
     async with open_server(domain=DOMAIN, accounts=passwords) as server:
         for party, peer in ((alice, bob), (bob, alice)):
             prepare(party, peer.name, passwords[party.name], server.port, server.ca_pem)
-        print("Two daemons and an XMPP server, all on this machine:")
+        print("Two daemons and an XMPP server, all on this machine, and gone at the end:")
         print(f"  alice sends what is in     {alice.folder}")
         print(f"  bob receives it in         {bob.folder}")
         print(f"  {DOMAIN} listens on  127.0.0.1:{server.port}", flush=True)
@@ -428,13 +432,15 @@ def _bars(total: int) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
     )
     with Progress(*columns, console=Console(), transient=True) as progress:
-        tasks = [
-            progress.add_task(what, total=total) for what in ("alice sends", "bob receives")
-        ]
+        alice = progress.add_task("alice sends", total=total)
+        bob = progress.add_task("bob receives", total=total)
+        furthest = {alice: 0, bob: 0}
 
-        def show(*done: int) -> None:
-            for task, count in zip(tasks, done, strict=True):
-                progress.update(task, completed=min(count, total))
+        def show(sent: int, received: int) -> None:
+            for task, done in ((alice, sent), (bob, received)):
+                # Between its last byte and its final name a file is in neither count.
+                furthest[task] = max(furthest[task], min(done, total))
+                progress.update(task, completed=furthest[task])
 
         yield show
 
@@ -493,9 +499,17 @@ def _report(error: BaseException, directory: Path) -> None:
     """Say what went wrong, and what the daemons said last."""
     print(f"syncctl: {printable(str(error))}", file=sys.stderr)
     for name in NAMES:
-        log = Party(name, directory / name).log
-        lines = log.read_text(errors="backslashreplace").splitlines() if log.exists() else []
+        lines = _tail(Party(name, directory / name).log)
         if lines:
             print(f"{name}'s log ends:", file=sys.stderr)
-            for line in lines[-_LOG_TAIL:]:
+            for line in lines:
                 print(f"  {printable(line)}", file=sys.stderr)
+
+
+def _tail(log: Path) -> list[str]:
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+        text = file.read().decode(errors="backslashreplace")
+    return text.splitlines()[-_LOG_TAIL:]

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     demo = commands.add_parser("demo", help="let two daemons exchange a file on this machine")
-    demo.add_argument("--keep", action="store_true", help="keep the files, and say where")
+    demo.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C")
 
     commands.add_parser("version", help="print the version")
     return parser

@@ -117,7 +117,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
       jid: Its address as configured.
       online: Whether a resource that takes files is there.
       resource: That resource; empty when offline.
-      encryption: What the next transfer uses: ``none``, or how far its key is trusted.
+      encryption: What the next transfer uses: ``plain``, or how far its key is trusted.
       pending: Deliveries owed, parked ones included.
       pending_bytes: How long the files of these are together.
       parked: Deliveries that are not tried again until a person has acted.

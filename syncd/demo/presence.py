@@ -143,6 +143,52 @@ class Contact:
         return make(ITEM, attributes, *(make(GROUP, text=group) for group in self.groups))
 
 
+class Rosters:
+    """Everybody's contacts.
+
+    Args:
+      domain: The server's.
+      rosters: By localpart of every account, then contact (localpart): both, to, from or
+        none.
+    """
+
+    def __init__(self, domain: str, rosters: Mapping[str, Mapping[str, str]]) -> None:
+        self._rosters: dict[JID, dict[JID, Contact]] = {
+            JID.parse(f"{name}@{domain}"): {
+                JID.parse(f"{contact}@{domain}"): Contact(
+                    to=kind in ("both", "to"), from_=kind in ("both", "from"), name=contact
+                )
+                for contact, kind in contacts.items()
+            }
+            for name, contacts in rosters.items()
+        }
+
+    def of(self, user: JID) -> dict[JID, Contact]:
+        """A user's contacts."""
+        return self._rosters[user]
+
+    def __contains__(self, user: JID) -> bool:
+        return user in self._rosters
+
+    def lets_see(self, user: JID, watcher: JID) -> bool:
+        """Whether a user lets another see its presence."""
+        contact = self._rosters.get(user, {}).get(watcher)
+        return contact is not None and contact.from_
+
+    def line(self, user: JID, contact: JID) -> Contact:
+        """The line of a contact, made if need be.
+
+        Raises:
+          StanzaError: The roster is full.
+        """
+        roster = self.of(user)
+        if contact not in roster:
+            if len(roster) >= MAX_CONTACTS:
+                raise StanzaError(ErrorType.WAIT, "resource-constraint", "too many contacts")
+            roster[contact] = Contact()
+        return roster[contact]
+
+
 class Presences:
     """Rosters, and who is told what about whom.
 
@@ -150,7 +196,7 @@ class Presences:
       domain: The server's; contacts elsewhere are kept, but never reached.
       sessions: Who is connected.
       send: Sends one stanza of the server's own to a session.
-      rosters: By localpart, then contact (localpart): both, to, from or none.
+      rosters: As `Rosters` takes them.
     """
 
     def __init__(
@@ -164,15 +210,7 @@ class Presences:
         self._sessions = sessions
         self._send = send
         self._push_id = itertools.count(1)
-        self._rosters: dict[JID, dict[JID, Contact]] = {
-            JID.parse(f"{name}@{domain}"): {
-                JID.parse(f"{contact}@{domain}"): Contact(
-                    to=kind in ("both", "to"), from_=kind in ("both", "from"), name=contact
-                )
-                for contact, kind in contacts.items()
-            }
-            for name, contacts in rosters.items()
-        }
+        self._rosters = Rosters(domain, rosters)
         self._handshake = {
             "subscribe": self._subscribe,
             "subscribed": self._subscribed,
@@ -196,7 +234,10 @@ class Presences:
             raise StanzaError(ErrorType.CANCEL, "remote-server-not-found", by=str(to))
         elif kind in (None, "unavailable", "error"):
             self._direct(session, stanza, to)
-        elif kind in self._handshake and to.local and to.bare != session.jid.bare:
+        elif (
+            kind in self._handshake and to.bare in self._rosters and to.bare != session.jid.bare
+        ):
+            # RFC 6121 section 3.1.3: about accounts that do not exist nothing is said.
             self._handshake[kind](session.jid.bare, to.bare, stanza)
 
     def end(self, session: Session, stanza: Element | None = None) -> None:
@@ -220,7 +261,7 @@ class Presences:
     def get_roster(self, session: Session, _: Iq) -> Element:
         """Answer the request for a roster (RFC 6121 section 2.1.3)."""
         session.interested = True
-        contacts = self._roster(session.jid.bare).items()
+        contacts = self._rosters.of(session.jid.bare).items()
         return make(ROSTER, None, *(c.item(jid) for jid, c in contacts if c.listed))
 
     def set_roster(self, session: Session, iq: Iq) -> None:
@@ -243,7 +284,7 @@ class Presences:
         name, groups = item.get("name", ""), [g.text or "" for g in item.iterfind(GROUP)]
         if len(groups) > _MAX_GROUPS or any(len(w) > _MAX_WORDS for w in (name, *groups)):
             raise StanzaError(ErrorType.MODIFY, "not-acceptable", "too many or too long words")
-        contact = self._contact(user, jid)
+        contact = self._rosters.line(user, jid)
         contact.name, contact.groups = name or jid.local, tuple(groups)
         self._push(user, jid)
 
@@ -259,7 +300,7 @@ class Presences:
         for other in self._sessions.available(user):
             if other is not session:
                 self._tell(other, session)
-        for jid, contact in self._roster(user).items():
+        for jid, contact in self._rosters.of(user).items():
             if contact.to and jid.domain == self._domain:
                 self._probe(jid, session)
             if contact.asks:
@@ -270,8 +311,7 @@ class Presences:
 
     def _probe(self, contact: JID, session: Session) -> None:
         """Tell a session about a contact (RFC 6121 section 4.3.2)."""
-        found = self._rosters.get(contact, {}).get(session.jid.bare)
-        if found is None or not found.from_:
+        if not self._rosters.lets_see(contact, session.jid.bare):
             return
         others = self._sessions.available(contact)
         for other in others:
@@ -287,7 +327,7 @@ class Presences:
     def _watchers(self, session: Session) -> list[Session]:
         """Who gets a presence that is for everybody: contacts, and the user's own sessions."""
         user = session.jid.bare
-        contacts = [jid for jid, contact in self._roster(user).items() if contact.from_]
+        contacts = [jid for jid, contact in self._rosters.of(user).items() if contact.from_]
         return [
             watcher for jid in (*contacts, user) for watcher in self._sessions.available(jid)
         ]
@@ -307,77 +347,72 @@ class Presences:
             self._send(_copy(stanza, to), other)
 
     def _subscribe(self, user: JID, contact: JID, stanza: Element) -> None:
-        line = self._contact(user, contact)
-        other = self._rosters.get(contact, {}).get(user)
-        if other is not None and other.from_:
+        line = self._rosters.line(user, contact)
+        if self._rosters.lets_see(contact, user):
             # RFC 6121 section 3.1.3: agreed long ago.
             line.to, line.asked = True, False
             self._push(user, contact)
             agreed = {"from": str(contact), "to": str(user), "type": "subscribed"}
             self._broadcast(make(PRESENCE, agreed), user)
-            self._refresh(contact, user)
+            self._show(contact, user, visible=True)
             return
         line.asked = True
         self._push(user, contact)
-        self._contact(contact, user).asks = True
+        self._rosters.line(contact, user).asks = True
         self._broadcast(_handshake(stanza, user, contact), contact)
 
     def _subscribed(self, user: JID, contact: JID, stanza: Element) -> None:
-        line = self._contact(user, contact)
+        line = self._rosters.line(user, contact)
         if not line.asks:
             return  # RFC 6121 section 3.1.5: nobody asked
         line.from_, line.asks = True, False
         self._push(user, contact)
-        other = self._contact(contact, user)
+        other = self._rosters.line(contact, user)
         if other.asked:
             other.to, other.asked = True, False
             self._broadcast(_handshake(stanza, user, contact), contact)
             self._push(contact, user)
-            self._refresh(user, contact)
+            self._show(user, contact, visible=True)
 
     def _unsubscribe(self, user: JID, contact: JID, stanza: Element) -> None:
-        line, other = self._contact(user, contact), self._contact(contact, user)
+        line, other = self._rosters.line(user, contact), self._rosters.line(contact, user)
         line.to = line.asked = other.asks = False
         self._push(user, contact)
         if other.from_:
             other.from_ = False
             self._broadcast(_handshake(stanza, user, contact), contact)
             self._push(contact, user)
-        self._hide(contact, user)
+            self._show(contact, user, visible=False)
 
     def _unsubscribed(self, user: JID, contact: JID, stanza: Element) -> None:
-        line, other = self._contact(user, contact), self._contact(contact, user)
-        line.from_ = line.asks = False
+        line, other = self._rosters.line(user, contact), self._rosters.line(contact, user)
+        seen, line.from_, line.asks = line.from_, False, False
         self._push(user, contact)
         if other.to or other.asked:
             other.to = other.asked = False
             self._broadcast(_handshake(stanza, user, contact), contact)
             self._push(contact, user)
-        self._hide(user, contact)
+        if seen:
+            self._show(user, contact, visible=False)
 
     def _remove(self, user: JID, contact: JID) -> None:
-        line = self._roster(user).get(contact)
+        line = self._rosters.of(user).get(contact)
         if line is None or not line.listed:
             raise StanzaError(ErrorType.CANCEL, "item-not-found", "no such contact")
         # RFC 6121 section 2.5.2: both subscriptions end with it.
         for kind in ("unsubscribe", "unsubscribed"):
             self._handshake[kind](user, contact, make(PRESENCE, {"type": kind}))
-        del self._roster(user)[contact]
+        del self._rosters.of(user)[contact]
         gone = make(ITEM, {"jid": str(contact), "subscription": "remove"})
         self._push_item(user, gone)
 
-    def _refresh(self, about: JID, to: JID) -> None:
-        """Show an account's sessions to another account that may now see them."""
-        for watcher in self._sessions.available(to):
-            for session in self._sessions.available(about):
-                self._tell(session, watcher)
-
-    def _hide(self, about: JID, to: JID) -> None:
-        """Take an account's sessions out of the sight of another account."""
-        for watcher in self._sessions.available(to):
-            for session in self._sessions.available(about):
-                gone = make(PRESENCE, {"from": str(session.jid), "type": "unavailable"})
-                self._send(_copy(gone, watcher.jid), watcher)
+    def _show(self, about: JID, to: JID, *, visible: bool) -> None:
+        """Bring an account's sessions into another account's sight, or out of it."""
+        for session in self._sessions.available(about):
+            gone = make(PRESENCE, {"from": str(session.jid), "type": "unavailable"})
+            stanza = session.presence if visible and session.presence is not None else gone
+            for watcher in self._sessions.available(to):
+                self._send(_copy(stanza, watcher.jid), watcher)
 
     def _broadcast(self, stanza: Element, to: JID) -> None:
         for session in self._sessions.available(to):
@@ -385,7 +420,7 @@ class Presences:
 
     def _push(self, user: JID, contact: JID) -> None:
         """Tell a user's clients how a contact stands now (RFC 6121 section 2.1.6)."""
-        line = self._roster(user).get(contact)
+        line = self._rosters.of(user).get(contact)
         if line is not None and line.listed:
             self._push_item(user, line.item(contact))
 
@@ -396,18 +431,6 @@ class Presences:
                 self._send(
                     make_iq("set", ident, session.jid, make(ROSTER, None, item)), session
                 )
-
-    def _roster(self, user: JID) -> dict[JID, Contact]:
-        return self._rosters.setdefault(user, {})
-
-    def _contact(self, user: JID, contact: JID) -> Contact:
-        """The line of a contact, made if need be."""
-        roster = self._roster(user)
-        if contact not in roster:
-            if len(roster) >= MAX_CONTACTS:
-                raise StanzaError(ErrorType.WAIT, "resource-constraint", "too many contacts")
-            roster[contact] = Contact()
-        return roster[contact]
 
 
 def _copy(stanza: Element, to: JID) -> Element:

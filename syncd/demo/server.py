@@ -140,7 +140,7 @@ async def open_server(
         proxy65 = Proxy65(JID("", f"proxy.{domain}"), host, faults) if proxy else None
         router = Router(
             domain,
-            rosters,
+            {name: rosters.get(name, {}) for name in accounts},
             components={proxy65.jid: proxy65.answer} if proxy65 is not None else {},
             inspect_offer=proxy65.inspect_offer if proxy65 is not None else _uninspected,
             faults=faults,

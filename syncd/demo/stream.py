@@ -146,11 +146,13 @@ class ServerStream:
             # section 5.4.2
             (State.STARTTLS, f"{{{NS_TLS}}}starttls"): self._on_starttls,
             # section 6.5.4
-            (State.STARTTLS, f"{{{NS_SASL}}}auth"): self._on_early_auth,
+            (State.STARTTLS, f"{{{NS_SASL}}}auth"): lambda _: self._refuse(
+                "encryption-required"
+            ),
             # section 6.4
             (State.AUTH, f"{{{NS_SASL}}}auth"): self._on_auth,
             (State.AUTH, f"{{{NS_SASL}}}response"): self._on_response,
-            (State.AUTH, f"{{{NS_SASL}}}abort"): self._on_abort,
+            (State.AUTH, f"{{{NS_SASL}}}abort"): lambda _: self._refuse("aborted"),
             # section 7
             (State.BIND, IQ): self._on_bind,
             # section 8
@@ -303,9 +305,6 @@ class ServerStream:
         self.state = State.TLS
         self._events.append(TLSWanted())
 
-    def _on_early_auth(self, _: Element) -> None:
-        self._refuse("encryption-required")
-
     def _on_auth(self, element: Element) -> None:
         if self._exchange is not None:
             raise _StreamEndedError("unsupported-stanza-type")
@@ -323,9 +322,6 @@ class ServerStream:
             self._refuse("malformed-request")
         else:
             self._advance(element)
-
-    def _on_abort(self, _: Element) -> None:
-        self._refuse("aborted")
 
     def _advance(self, element: Element) -> None:
         assert self._exchange is not None

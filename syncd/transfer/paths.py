@@ -62,10 +62,10 @@ def last_component(name: str) -> str:
 
 
 def _reason_against(component: str) -> str:
-    if component in ("", ".", ".."):
+    # A backslash is a character like others here, and kept. Where it separates directories
+    # (a folder shared with Windows), what it separates must be as harmless.
+    if any(piece in ("", ".", "..") for piece in component.split("\\")):
         return "is no file name"
-    if "\\" in component:
-        return "holds a backslash, which separates directories elsewhere"
     if "/" in component or any(_is_control(c) for c in component):
         return "holds a character that no file name should have"
     if len(component.encode(errors="surrogatepass")) > MAX_COMPONENT:

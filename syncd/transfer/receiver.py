@@ -251,9 +251,14 @@ class Receiver:
 
     async def run(self) -> None:
         """Run accepted transfers, for ever."""
-        async with trio.open_nursery() as nursery:
-            async for incoming in self._to_run:
-                nursery.start_soon(self._run_one, incoming)
+        try:
+            async with trio.open_nursery() as nursery:
+                async for incoming in self._to_run:
+                    nursery.start_soon(self._run_one, incoming)
+        finally:
+            # Accepted in the last instant, and never begun.
+            for incoming in list(self._incoming.values()):
+                self._end(incoming, _ended())
 
     async def on_offer(self, iq: Iq) -> Element:
         """Answer an offer (XEP-0095 section 4.2)."""
@@ -296,7 +301,7 @@ class Receiver:
             return si.make_receipt(receipt)
         incoming = self._incoming.get((sender, key[1]))
         if incoming is None:
-            raise StanzaError(ErrorType.WAIT, "item-not-found", "that transfer has ended")
+            raise _ended()
         schema.check(iq.payload)
         try:
             return await incoming.finishing.ask(iq.payload)
@@ -399,20 +404,25 @@ class Receiver:
         return known if found == known.identity else None
 
     async def _run_one(self, incoming: Incoming) -> None:
-        key = (incoming.sender, incoming.offer.sid)
-        refusal = StanzaError(ErrorType.WAIT, "item-not-found", "that transfer has ended")
+        refusal = _ended()
         try:
             with incoming.scope, self._watch(incoming):
                 await self._receive(incoming)
         except SyncdError as error:
             log.warning("receiving %s from %s: %s", incoming.path, incoming.sender, error)
             refusal = _refusal(error)
+        except Exception:
+            # A bug that one file brings to light must not end the transfers of all others.
+            log.exception("receiving %s from %s", incoming.path, incoming.sender)
         finally:
-            del self._incoming[key]
-            incoming.opening.close(refusal)
-            incoming.finishing.close(refusal)
-            incoming.close()
-            incoming.ended.set()
+            self._end(incoming, refusal)
+
+    def _end(self, incoming: Incoming, refusal: StanzaError) -> None:
+        del self._incoming[incoming.sender, incoming.offer.sid]
+        incoming.opening.close(refusal)
+        incoming.finishing.close(refusal)
+        incoming.close()
+        incoming.ended.set()
 
     async def _receive(self, incoming: Incoming) -> None:
         if incoming.present is not None:
@@ -544,6 +554,10 @@ def _arriving(incoming: Incoming, place: Place, identity: Identity, digest: byte
             digest=digest,
         ),
     )
+
+
+def _ended() -> StanzaError:
+    return StanzaError(ErrorType.WAIT, "item-not-found", "that transfer has ended")
 
 
 def _refusal(error: SyncdError) -> StanzaError:

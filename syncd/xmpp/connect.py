@@ -209,9 +209,8 @@ async def _negotiate(
                 case StreamEnded(error):
                     await _say_goodbye(transport, stream)
                     raise error or OfflineError("the server closed the stream")
-                case StanzaReceived():
-                    # RFC 6120 section 7.1: nothing may come before the resource is bound.
-                    raise RemoteProtocolError("the server sent a stanza before the bind")
+                case StanzaReceived():  # pragma: no cover
+                    raise AssertionError("the stream takes no stanza before the bind")
 
 
 async def _say_goodbye(transport: trio.abc.Stream, stream: ClientStream) -> None:

@@ -339,8 +339,7 @@ class ClientStream:
 
     def _on_success(self, element: Element) -> None:
         if not self._proven:
-            if self._scram is None:
-                raise RemoteProtocolError("the server sent a SASL success out of turn")
+            assert self._scram is not None  # with PLAIN nothing is left to be proven
             self._scram.finished(sasl.decode(element.text))
         self._authenticated = True
         self._restart()

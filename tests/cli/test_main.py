@@ -323,12 +323,12 @@ async def test_the_configuration_names_the_socket(path: Path, tmp_path: Path) ->
 
 async def test_a_bad_configuration_is_exit_code_78(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    config.write_text("[acount]\n")
+    config.write_text('[control]\nsokcet = "/run/x"\n')
 
     done = await syncctl("--config", config, "status")
 
     assert (done.returncode, done.stdout) == (78, b"")
-    assert b"acount" in done.stderr
+    assert b"[control] sokcet: unknown key; did you mean socket?" in done.stderr
 
 
 async def test_without_a_flag_the_default_socket_is_asked(path: Path) -> None:
