@@ -123,21 +123,24 @@ class Session:
         Raises:
           SyncdError: Why the stream ended, if not by `close`.
         """
+        writing = trio.CancelScope(shield=True)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
+                nursery.start_soon(self._write, writing)
                 nursery.start_soon(self._keep_alive, nursery.cancel_scope)
-                if nursery_ready is not None:
-                    nursery_ready(nursery)
-                await self._pump(nursery)
+                try:
+                    if nursery_ready is not None:
+                        nursery_ready(nursery)
+                    await self._pump(nursery)
+                finally:
+                    self._over = True
+                    self._fail_waiters()
+                    # Our last words are queued; the writer ends behind them, in its own scope:
+                    # cancelled with the rest, it would have taken them and not written them.
+                    writing.deadline = trio.current_time() + CLOSE_TIMEOUT
+                    self._writable.set()
                 nursery.cancel_scope.cancel()
         finally:
-            self._over = True
-            self._fail_waiters()
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                with suppress(SyncdError):
-                    await connect.write(self._transport, self._stream)
-                await self._transport.aclose()
             await trio.aclose_forcefully(self._transport)
         if self._ended is not None:
             raise self._ended
@@ -207,15 +210,17 @@ class Session:
             events = self._stream.receive_data(data)
             self._writable.set()
 
-    async def _write(self) -> None:
+    async def _write(self, scope: trio.CancelScope) -> None:
         # The only task that writes: one cancelled inside send_all would leave half a stanza.
-        while True:
-            self._writable = trio.Event()  # before the look, or a wake is lost
-            try:
+        # Of a broken connection the pump reads the end, and says so.
+        with scope, suppress(OfflineError):
+            while True:
+                self._writable = trio.Event()  # before the look, or a wake is lost
+                last = self._over  # before the look as well: nothing is queued behind it
                 await connect.write(self._transport, self._stream)
-            except OfflineError:
-                return  # the pump reads the end of the connection, and says so
-            await self._writable.wait()
+                if last:
+                    return
+                await self._writable.wait()
 
     async def _keep_alive(self, stream_scope: trio.CancelScope) -> None:
         """End the stream when the server falls silent (XEP-0199)."""
@@ -231,12 +236,12 @@ class Session:
                 except StanzaError:
                     pass  # a refusal is a sign of life as well
                 except OfflineError:
-                    return  # the stream is ending already
+                    # Our footer is out, or too many requests wait: listening has to do.
+                    await trio.sleep_forever()
             # Whatever came meanwhile is a sign of life: the ping may be queued behind much.
             if waiting.cancelled_caught and self._last_read < asked_at:
-                self._ended = OfflineError(
-                    f"the server was silent for {PING_AFTER + PING_TIMEOUT:.0f} s"
-                )
+                silence = PING_AFTER + PING_TIMEOUT
+                self._ended = OfflineError(f"the server was silent for {silence:.0f} s")
                 # Not raised here, where the nursery would wrap it in a group.
                 stream_scope.cancel()
                 return
@@ -291,8 +296,9 @@ class Session:
         except SyncdError as error:
             # The sentence is for our own user: it may name files and folders here.
             log.warning("could not answer %s: %s", iq.sender, error)
-            refusal = StanzaError(error.type, "internal-server-error")
-            reply = make_error_reply(iq.element, refusal)
+            reply = make_error_reply(
+                iq.element, StanzaError(error.type, "internal-server-error")
+            )
         finally:
             self._handling -= 1
         with suppress(OfflineError):

@@ -1,0 +1,492 @@
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from blake3 import blake3
+
+from syncd.errors import (
+    ChangedError,
+    ErrorType,
+    IntegrityError,
+    StalledError,
+    SyncdError,
+    TransferError,
+    TruncatedError,
+)
+from syncd.transfer import pump
+from syncd.transfer.pump import CHUNK, Progress, hash_prefix, receive, send
+from tests.support.steps import cancelled_at, open_sockets
+
+# Reset instead of an orderly end, when the socket is closed.
+RESET = b"\1\0\0\0" + bytes(4)
+
+
+def pattern(size: int) -> bytes:
+    """Bytes of which no two places look alike."""
+    return blake3(b"pattern").digest(size)
+
+
+@asynccontextmanager
+async def connection() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
+    """Two ends of a TCP connection over the loopback."""
+    (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listening:
+        one = await trio.testing.open_stream_to_socket_listener(listening)
+        other = await listening.accept()
+    async with one, other:
+        yield one, other
+
+
+@pytest.fixture
+def open_file(tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Make files, open for reading and writing."""
+    fds = []
+
+    def make(name: str, content: bytes = b"") -> int:
+        (tmp_path / name).write_bytes(content)
+        fds.append(os.open(tmp_path / name, os.O_RDWR))
+        return fds[-1]
+
+    yield make
+    for fd in fds:
+        os.close(fd)
+
+
+def content(fd: int) -> bytes:
+    return os.pread(fd, 1 << 30, 0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what a thread or the kernel does, for at most some real seconds."""
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - a thread at work sets no Event
+            await trio.sleep(0.001)
+
+
+@pytest.mark.parametrize("sender_hashes", [False, True])
+@pytest.mark.parametrize(
+    ("size", "offset"),
+    [
+        (0, 0),
+        (1, 0),
+        (1, 1),
+        (CHUNK, 0),
+        (CHUNK + 1, 1),
+        (3 * CHUNK - 1, 0),
+        (5 * CHUNK + 17, CHUNK + 3),
+    ],
+)
+async def test_a_file_arrives_whole_from_any_offset(
+    open_file: Callable[..., int], size: int, offset: int, sender_hashes: bool
+) -> None:
+    """Resumed or not, both ends know the hash of the whole file afterwards."""
+    whole = pattern(size)
+    source, target = open_file("source", whole), open_file("target", whole[:offset])
+    sent, received = Progress(), Progress()
+    ours, theirs = blake3(), blake3()
+    await hash_prefix(target, offset, theirs)
+    if sender_hashes:
+        await hash_prefix(source, offset, ours)
+
+    async def sending() -> None:
+        hasher = ours if sender_hashes else None
+        left = size - offset
+        await send(a, source, offset=offset, length=left, hasher=hasher, progress=sent)
+        await a.aclose()
+
+    async with connection() as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(sending)
+        left = size - offset
+        await receive(b, target, offset=offset, length=left, hasher=theirs, progress=received)
+    assert content(target) == whole
+    assert theirs.digest() == blake3(whole).digest()
+    if sender_hashes:
+        assert ours.digest() == blake3(whole).digest()
+    assert (sent.offset, received.offset) == (size, size)
+
+
+async def test_only_the_part_that_was_asked_for_is_sent(open_file: Callable[..., int]) -> None:
+    """A file that has grown since the offer is sent as long as it was offered."""
+    source = open_file("source", b"0123456789")
+    for hasher in (None, blake3()):
+        async with connection() as (a, b):
+            await send(a, source, offset=2, length=5, hasher=hasher, progress=Progress())
+            await a.aclose()
+            assert await b.receive_some(100) == b"23456"
+            assert await b.receive_some(100) == b""
+
+
+async def test_a_source_on_a_file_system_without_sendfile_is_copied(
+    open_file: Callable[..., int],
+) -> None:
+    """Linux 5.10 and later do not send from most of /proc, for one."""
+    fd = os.open("/proc/self/environ", os.O_RDONLY)
+    try:
+        expected = content(fd)
+        assert expected
+        async with connection() as (a, b):
+            length = len(expected)
+            await send(a, fd, offset=0, length=length, hasher=None, progress=Progress())
+            await a.aclose()
+            arrived = b""
+            while data := await b.receive_some(CHUNK):
+                arrived += data
+    finally:
+        os.close(fd)
+    assert arrived == expected
+
+
+async def test_what_the_receiver_says_does_not_destroy_the_tail(
+    open_file: Callable[..., int],
+) -> None:
+    """A socket that is closed with bytes unread is reset, and loses what is on its way."""
+    whole = pattern(100_000)
+    source = open_file("source", whole)
+    async with connection() as (a, b):
+        await b.send_all(b"thanks")
+        await send(a, source, offset=0, length=len(whole), hasher=None, progress=Progress())
+        await a.aclose()
+        arrived = b""
+        while data := await b.receive_some(CHUNK):
+            arrived += data
+    assert arrived == whole
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_sender_that_hangs_up_early_leaves_what_it_sent(
+    open_file: Callable[..., int], reset: bool
+) -> None:
+    whole = pattern(10_000)
+    target = open_file("target")
+    progress, hasher = Progress(), blake3()
+    async with connection() as (a, b), trio.open_nursery() as nursery:
+
+        async def sending() -> None:
+            await a.send_all(whole[:4_000])
+            await until(lambda: progress.offset == 4_000)
+            if reset:
+                a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            await a.aclose()
+
+        nursery.start_soon(sending)
+        with pytest.raises(TruncatedError, match="after 4,000 of 10,000 bytes") as caught:
+            await receive(b, target, offset=0, length=10_000, hasher=hasher, progress=progress)
+    assert ("reset" in str(caught.value)) == reset
+    assert caught.value.type is ErrorType.WAIT
+    assert content(target) == whole[:4_000]
+    assert hasher.digest() == blake3(whole[:4_000]).digest()
+
+
+@pytest.mark.parametrize("hasher", [None, blake3()])
+async def test_a_receiver_that_hangs_up_ends_the_sending(
+    open_file: Callable[..., int], hasher: blake3 | None
+) -> None:
+    source = open_file("source")
+    os.truncate(source, 1 << 30)
+    progress = Progress()
+    async with connection() as (a, b), trio.open_nursery() as nursery:
+
+        async def receiving() -> None:
+            await b.receive_some(1000)
+            await b.aclose()
+
+        nursery.start_soon(receiving)
+        with pytest.raises(TruncatedError, match="the receiver hung up after"):
+            await send(a, source, offset=0, length=1 << 30, hasher=hasher, progress=progress)
+    assert 1000 <= progress.offset < 1 << 30
+
+
+@pytest.mark.parametrize("size", [0, 4])
+async def test_more_bytes_than_offered_are_found_out(
+    open_file: Callable[..., int], size: int
+) -> None:
+    target = open_file("target")
+    async with connection() as (a, b):
+        await a.send_all(b"FILE and more")
+        await a.aclose()
+        with pytest.raises(IntegrityError, match="sent more than"):
+            await receive(b, target, offset=0, length=size, hasher=None, progress=Progress())
+    assert content(target) == b"FILE"[:size]
+
+
+async def test_more_bytes_are_found_out_when_they_come_later(
+    open_file: Callable[..., int],
+) -> None:
+    target, progress = open_file("target"), Progress()
+    async with connection() as (a, b), trio.open_nursery() as nursery:
+
+        async def sending() -> None:
+            await a.send_all(b"FILE")
+            await until(lambda: progress.offset == 4)
+            await a.send_all(b"!")
+
+        nursery.start_soon(sending)
+        with pytest.raises(IntegrityError):
+            await receive(
+                b,
+                target,
+                offset=0,
+                length=4,
+                hasher=None,
+                progress=progress,
+                surplus_timeout=60,
+            )
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_the_end_may_come_in_any_way_or_not_at_all(
+    open_file: Callable[..., int], reset: bool
+) -> None:
+    """XMPPFramework and QXmpp wait for us to close; others reset."""
+    target, progress = open_file("target"), Progress()
+    async with connection() as (a, b), trio.open_nursery() as nursery:
+
+        async def sending() -> None:
+            await a.send_all(b"FILE")
+            await until(lambda: progress.offset == 4)
+            if reset:
+                a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                await a.aclose()
+
+        nursery.start_soon(sending)
+        await receive(
+            b,
+            target,
+            offset=0,
+            length=4,
+            hasher=None,
+            progress=progress,
+            surplus_timeout=60 if reset else 0.01,
+        )
+    assert content(target) == b"FILE"
+
+
+async def test_a_sender_that_falls_silent_is_given_up(open_file: Callable[..., int]) -> None:
+    target, progress = open_file("target"), Progress()
+    async with connection() as (a, b):
+        await a.send_all(b"FILE")
+        with pytest.raises(StalledError, match=r"for 0\.05 seconds"):
+            await receive(
+                b,
+                target,
+                offset=0,
+                length=9,
+                hasher=None,
+                progress=progress,
+                idle_timeout=0.05,
+            )
+    assert content(target) == b"FILE"
+    assert progress.offset == 4
+
+
+@pytest.mark.parametrize("hasher", [None, blake3()])
+async def test_a_receiver_that_takes_nothing_is_given_up(
+    open_file: Callable[..., int], hasher: blake3 | None
+) -> None:
+    source, progress = open_file("source"), Progress()
+    os.truncate(source, 1 << 30)
+    async with connection() as (a, _):
+        with pytest.raises(StalledError):
+            await send(
+                a,
+                source,
+                offset=0,
+                length=1 << 30,
+                hasher=hasher,
+                progress=progress,
+                idle_timeout=0.05,
+            )
+    assert 0 < progress.offset < 1 << 30
+
+
+@pytest.mark.parametrize("hasher", [None, blake3()])
+async def test_a_source_that_shrinks_is_told(
+    open_file: Callable[..., int], hasher: blake3 | None
+) -> None:
+    source = open_file("source", b"0123456789")
+    async with connection() as (a, _):
+        with pytest.raises(ChangedError, match="10 bytes instead of 20"):
+            await send(a, source, offset=0, length=20, hasher=hasher, progress=Progress())
+    with pytest.raises(ChangedError):
+        await hash_prefix(source, 20, blake3())
+
+
+async def test_a_full_disk_is_waited_for() -> None:
+    fd = os.open("/dev/full", os.O_WRONLY)
+    try:
+        async with connection() as (a, b):
+            await a.send_all(b"FILE")
+            with pytest.raises(TransferError, match="No space left") as caught:
+                await receive(b, fd, offset=0, length=4, hasher=None, progress=Progress())
+    finally:
+        os.close(fd)
+    assert caught.value.type is ErrorType.WAIT
+    assert "make room" in caught.value.hint
+
+
+async def test_a_file_too_big_for_its_file_system_is_not_tried_again(
+    open_file: Callable[..., int],
+) -> None:
+    """What fits is written and counted; the rest needs a person."""
+    target, progress, hasher = open_file("target"), Progress(), blake3()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, hard))
+    try:
+        async with connection() as (a, b):
+            await a.send_all(b"0123456789")
+            with pytest.raises(TransferError, match="too large") as caught:
+                await receive(b, target, offset=0, length=10, hasher=hasher, progress=progress)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.type is ErrorType.CANCEL
+    assert content(target) == b"012345"
+    assert progress.offset == 6
+    assert hasher.digest() == blake3(b"012345").digest()
+
+
+@pytest.mark.parametrize("hasher", [None, blake3()])
+async def test_a_file_that_cannot_be_read_is_told(
+    tmp_path: Path, hasher: blake3 | None
+) -> None:
+    fd = os.open(tmp_path / "f", os.O_WRONLY | os.O_CREAT)
+    try:
+        async with connection() as (a, _):
+            with pytest.raises(TransferError, match="cannot be read: Bad file descriptor"):
+                await send(a, fd, offset=0, length=1, hasher=hasher, progress=Progress())
+    finally:
+        os.close(fd)
+
+
+async def test_a_stream_that_is_closed_already_is_told(open_file: Callable[..., int]) -> None:
+    source = open_file("source", b"F")
+    async with connection() as (a, _):
+        await a.aclose()
+        with pytest.raises(TransferError, match="cannot be used") as caught:
+            await send(a, source, offset=0, length=1, hasher=None, progress=Progress())
+    assert "LimitNOFILE" in caught.value.hint
+
+
+async def test_a_negative_length_is_our_own_mistake(open_file: Callable[..., int]) -> None:
+    source = open_file("source", b"F")
+    async with connection() as (a, b):
+        for function in (send, receive):
+            with pytest.raises(ValueError, match="-1 bytes"):
+                await function(a, source, offset=1, length=-1, hasher=None, progress=Progress())
+        await b.aclose()
+
+
+async def test_a_cancelled_receiver_has_on_disk_what_it_counted(
+    open_file: Callable[..., int],
+) -> None:
+    """Even while more pours in: the thread stops at once, and is not left behind."""
+    target, progress, hasher = open_file("target"), Progress(), blake3()
+    block = pattern(CHUNK)
+    async with connection() as (a, b), trio.open_nursery() as nursery:
+
+        async def sending() -> None:
+            with suppress(trio.BrokenResourceError):  # how the cancelled receiver looks
+                while True:
+                    await a.send_all(block)
+
+        nursery.start_soon(sending)
+        with trio.CancelScope() as scope:
+
+            async def cancelling() -> None:
+                await until(lambda: progress.offset > 3 * CHUNK)
+                scope.cancel()
+
+            nursery.start_soon(cancelling)
+            await receive(b, target, offset=0, length=1 << 40, hasher=hasher, progress=progress)
+        assert scope.cancelled_caught
+        await b.aclose()
+    written = os.fstat(target).st_size
+    assert written == progress.offset
+    assert hasher.digest() == blake3(content(target)).digest()
+
+
+@pytest.mark.parametrize("hasher", [None, blake3()])
+async def test_a_cancelled_sender_that_waits_is_woken(
+    open_file: Callable[..., int], hasher: blake3 | None
+) -> None:
+    source, progress = open_file("source"), Progress()
+    os.truncate(source, 1 << 30)
+    async with connection() as (a, _):
+        with trio.move_on_after(0.05) as scope:
+            await send(a, source, offset=0, length=1 << 30, hasher=hasher, progress=progress)
+    assert scope.cancelled_caught
+    assert 0 < progress.offset < 1 << 30
+
+
+async def test_hashing_can_be_cancelled(open_file: Callable[..., int]) -> None:
+    source, hasher = open_file("source"), blake3()
+    os.truncate(source, 1 << 42)
+    with trio.move_on_after(0.05) as scope:
+        await hash_prefix(source, 1 << 42, hasher)
+    assert scope.cancelled_caught
+
+
+async def test_no_more_than_eight_threads_move_data(open_file: Callable[..., int]) -> None:
+    """The ninth waits for its turn, and can be cancelled meanwhile."""
+    target = open_file("target")
+    limiter = pump.data_limiter()
+    assert limiter.total_tokens == pump.DATA_THREADS == 8
+    async with trio.open_nursery() as nursery:
+        held = [object() for _ in range(8)]
+        for each in held:
+            limiter.acquire_on_behalf_of_nowait(each)
+        async with connection() as (a, b):
+            await a.send_all(b"FILE")
+            with trio.move_on_after(0.05) as scope:
+                await receive(b, target, offset=0, length=4, hasher=None, progress=Progress())
+            assert scope.cancelled_caught
+        for each in held:
+            limiter.release_on_behalf_of(each)
+        nursery.cancel_scope.cancel()
+    assert content(target) == b""
+    assert limiter.borrowed_tokens == 0
+
+
+async def test_cancelling_at_any_step_leaves_no_socket_open(
+    open_file: Callable[..., int],
+) -> None:
+    source, target = open_file("source", pattern(1000)), open_file("target")
+    step, cancelled = 0, True
+    while cancelled:
+        step += 1
+        async with connection() as (a, b):
+            before = open_sockets()
+
+            async def whole(a: trio.SocketStream = a, b: trio.SocketStream = b) -> None:
+                hasher = blake3()
+                await send(a, source, offset=0, length=1000, hasher=hasher, progress=Progress())
+                await a.aclose()
+                await receive(
+                    b, target, offset=0, length=1000, hasher=None, progress=Progress()
+                )
+
+            cancelled = await cancelled_at(step, whole)
+            await a.aclose()
+            assert open_sockets() == before - 1, f"cancelled at step {step}"
+            assert pump.data_limiter().borrowed_tokens == 0
+    assert step > 5
+    assert content(target) == pattern(1000)
+
+
+async def test_a_bug_in_the_thread_is_not_hidden(open_file: Callable[..., int]) -> None:
+    class Broken:
+        def update(self, data: memoryview, /) -> object:
+            raise ZeroDivisionError
+
+    source = open_file("source", b"F")
+    with pytest.raises(ZeroDivisionError):
+        await hash_prefix(source, 1, Broken())
+    assert not issubclass(ZeroDivisionError, SyncdError)
+
+
+def test_progress_shows_where_it_is() -> None:
+    assert repr(Progress(5)) == "<Progress 5>"

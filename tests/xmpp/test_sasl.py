@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.errors import AuthenticationError
+from syncd.xmpp.sasl import (
+    MAX_ITERATIONS,
+    MIN_ITERATIONS,
+    KeyWanted,
+    Scram,
+    choose_mechanism,
+    decode,
+    encode,
+    plain,
+    prepare_password,
+)
+
+NONCE = "fyko+d2lbbFgONRv9qkxdawL"
+SERVER_NONCE = f"{NONCE}3rfcNHYJY1ZVvWVs7j"
+SERVER_FIRST = f"r={SERVER_NONCE},s=QSXCR+Q6sek8bf92,i=4096".encode()
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "nonce", "server_first", "client_final", "server_final"),
+    [
+        pytest.param(
+            "SCRAM-SHA-1",
+            NONCE,
+            SERVER_FIRST,
+            f"c=biws,r={SERVER_NONCE},p=v0X8v3Bz2T0CJGbJQyF0X+HI4Ts=",
+            b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ=",
+            id="RFC 5802 section 5",
+        ),
+        pytest.param(
+            "SCRAM-SHA-256",
+            "rOprNGfwEbeRWgbNEkqO",
+            b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,"
+            b"s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096",
+            "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,"
+            "p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
+            b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=",
+            id="RFC 7677 section 3",
+        ),
+    ],
+)
+def test_the_examples_of_the_rfcs(
+    mechanism: str, nonce: str, server_first: bytes, client_final: str, server_final: bytes
+) -> None:
+    scram = Scram(mechanism, "user", nonce)
+    assert scram.first() == f"n,,n=user,r={nonce}".encode()
+    wanted = scram.challenged(server_first)
+    assert (wanted.hash_name, wanted.iterations) == (
+        mechanism[6:].replace("-", "").lower(),
+        4096,
+    )
+    keyed = [scram.keyed]
+    assert scram.final(wanted.derive("pencil")).decode() == client_final
+    assert [*keyed, scram.keyed] == [False, True]
+    scram.finished(server_final)
+
+
+def test_a_name_cannot_end_its_field() -> None:
+    """RFC 5802 section 5.1: "=" and "," in a name are escaped."""
+    assert Scram("SCRAM-SHA-1", "a=b,c=2C", "x").first() == b"n,,n=a=3Db=2Cc=3D2C,r=x"
+
+
+def test_the_flag_of_channel_binding_is_part_of_what_is_signed() -> None:
+    scram = Scram("SCRAM-SHA-1", "user", NONCE, gs2_flag="y")
+    assert scram.first().startswith(b"y,,n=user")
+    wanted = scram.challenged(SERVER_FIRST)
+    gs2 = base64.b64encode(b"y,,")
+    assert scram.final(wanted.derive("pencil")).startswith(b"c=" + gs2 + b",r=")
+
+
+@pytest.mark.parametrize(
+    ("challenge", "reason"),
+    [
+        pytest.param(b"", "nonce", id="empty"),
+        pytest.param(b"hello", "nonce", id="no fields"),
+        pytest.param(b"r=other3rfc,s=QSXCR+Q6,i=4096", "nonce", id="not our nonce"),
+        pytest.param(f"r={NONCE},s=QSXCR+Q6,i=4096".encode(), "nonce", id="our nonce alone"),
+        pytest.param(f"r={SERVER_NONCE},i=4096".encode(), "malformed", id="no salt"),
+        pytest.param(f"r={SERVER_NONCE},s=QSXCR+Q6".encode(), "malformed", id="no count"),
+        pytest.param(f"r={SERVER_NONCE},s=#,i=4096".encode(), "malformed", id="no base64"),
+        pytest.param(f"r={SERVER_NONCE},s=\xfc,i=4096".encode(), "malformed", id="no ASCII"),
+        pytest.param(f"r={SERVER_NONCE},s=QSXC,i=many".encode(), "malformed", id="no number"),
+        pytest.param(f"r={SERVER_NONCE},s=,i=4096".encode(), "iterations", id="empty salt"),
+        pytest.param(f"r={SERVER_NONCE},s=QSXC,i=-1".encode(), "iterations", id="negative"),
+        pytest.param(b"m=x," + SERVER_FIRST, "extension", id="mandatory extension"),
+        pytest.param(SERVER_FIRST + b",m=x", "extension", id="mandatory, at the end"),
+        pytest.param(SERVER_FIRST + b"," + 4_096 * b"x", "too long", id="too long"),
+        pytest.param(b"r=\xff", "UTF-8", id="no UTF-8"),
+    ],
+)
+def test_a_challenge_that_is_none_ends_the_login(challenge: bytes, reason: str) -> None:
+    with pytest.raises(AuthenticationError, match=reason):
+        Scram("SCRAM-SHA-1", "user", NONCE).challenged(challenge)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "taken"),
+    [
+        (1, False),
+        (MIN_ITERATIONS - 1, False),
+        (MIN_ITERATIONS, True),
+        (MAX_ITERATIONS, True),
+        (MAX_ITERATIONS + 1, False),
+        (10**18, False),
+    ],
+)
+def test_the_server_may_ask_for_neither_too_little_nor_too_much_work(
+    iterations: int, taken: bool
+) -> None:
+    scram = Scram("SCRAM-SHA-256", "user", NONCE)
+    challenge = f"r={SERVER_NONCE},s=QSXCR+Q6sek8bf92,i={iterations}".encode()
+    if taken:
+        salt = base64.b64decode("QSXCR+Q6sek8bf92")
+        assert scram.challenged(challenge) == KeyWanted("sha256", salt, iterations)
+    else:
+        with pytest.raises(
+            AuthenticationError, match=f"asks for {iterations} SCRAM iterations"
+        ):
+            scram.challenged(challenge)
+
+
+def test_unknown_optional_extensions_are_ignored_and_the_first_of_each_letter_counts() -> None:
+    scram = Scram("SCRAM-SHA-1", "user", NONCE)
+    wanted = scram.challenged(SERVER_FIRST + b",x=y,i=1,r=other")
+    assert wanted.iterations == 4096
+
+
+def test_a_second_challenge_gets_no_second_proof() -> None:
+    scram = Scram("SCRAM-SHA-1", "user", NONCE)
+    scram.challenged(SERVER_FIRST)
+    with pytest.raises(AuthenticationError, match="second SCRAM challenge"):
+        scram.challenged(SERVER_FIRST)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"v=",
+        b"v=#",
+        b"v=\xc3\xbc",
+        b"e=other-error",
+        b"v=AAAApqV8S7suAoZWja4dJRkFsKQ=",
+        b"v=rmF9pqV8S7suAoZWja4dJRkFsA==",
+        b"m=x,v=rmF9pqV8S7suAoZWja4dJRkFsKQ=",
+    ],
+)
+def test_a_server_that_does_not_know_the_password_is_an_impostor(message: bytes) -> None:
+    scram = Scram("SCRAM-SHA-1", "user", NONCE)
+    scram.final(scram.challenged(SERVER_FIRST).derive("pencil"))
+    with pytest.raises(AuthenticationError):
+        scram.finished(message)
+
+
+@pytest.mark.parametrize("message", [b"", b"v=", b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ="])
+def test_a_proof_before_ours_proves_nothing(message: bytes) -> None:
+    """An empty signature must not equal the one that we have not computed yet."""
+    scram = Scram("SCRAM-SHA-1", "user", NONCE)
+    scram.challenged(SERVER_FIRST)
+    with pytest.raises(AuthenticationError, match="could not prove"):
+        scram.finished(message)
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ({"SCRAM-SHA-1", "SCRAM-SHA-256", "PLAIN", "SCRAM-SHA-512"}, "SCRAM-SHA-512"),
+        ({"SCRAM-SHA-1", "SCRAM-SHA-256", "PLAIN", "SCRAM-SHA-256-PLUS"}, "SCRAM-SHA-256"),
+        ({"SCRAM-SHA-1", "PLAIN", "DIGEST-MD5"}, "SCRAM-SHA-1"),
+        ({"PLAIN", "X-OAUTH2"}, "PLAIN"),
+    ],
+)
+def test_the_strongest_mechanism_of_both_is_chosen(offered: set[str], chosen: str) -> None:
+    assert choose_mechanism(frozenset(offered), allow_plain=True) == chosen
+
+
+@pytest.mark.parametrize(
+    ("offered", "allow_plain", "reason"),
+    [
+        ({"PLAIN"}, False, "only PLAIN"),
+        (set(), True, "none at all"),
+        ({"EXTERNAL", "DIGEST-MD5"}, True, "it lists: DIGEST-MD5, EXTERNAL"),
+        ({"scram-sha-1"}, False, "no way to log in"),
+    ],
+)
+def test_without_a_common_mechanism_the_user_learns_what_the_server_lists(
+    offered: set[str], allow_plain: bool, reason: str
+) -> None:
+    with pytest.raises(AuthenticationError, match=reason) as caught:
+        choose_mechanism(frozenset(offered), allow_plain=allow_plain)
+    assert caught.value.hint
+
+
+def test_plain_is_one_message() -> None:
+    assert plain("tim", "tanstaaftanstaaf") == b"\0tim\0tanstaaftanstaaf"
+
+
+@given(st.binary())
+def test_base64_there_and_back(data: bytes) -> None:
+    assert decode(encode(data)) == data
+
+
+def test_an_empty_message_is_an_equals_sign() -> None:
+    """RFC 6120 section 6.4.2; none at all is taken as well."""
+    assert encode(b"") == "="
+    assert [decode("="), decode(""), decode(None), decode(" \n")] == [b""] * 4
+
+
+@pytest.mark.parametrize("text", ["#", "abc", "YQ==YQ==", "\u00fc", "YQ= ="])
+def test_what_is_no_base64_ends_the_login(text: str) -> None:
+    with pytest.raises(AuthenticationError, match="no base64"):
+        decode(text)
+
+
+@pytest.mark.parametrize(
+    ("password", "prepared"),
+    [
+        # RFC 4013 section 3
+        ("I\u00adX", "IX"),
+        ("user", "user"),
+        ("USER", "USER"),
+        ("\u00aa", "a"),
+        ("\u2168", "IX"),
+        # section 2.1: other spaces become the one of ASCII
+        ("correct\u00a0horse", "correct horse"),
+        ("a b", "a b"),
+        ("p\u0308", "p\u0308"),
+        ("u\u0308", "\u00fc"),
+        # right to left throughout (RFC 3454 section 6)
+        ("\u0627\u0031\u0628", "\u0627\u0031\u0628"),
+        ("\u0627", "\u0627"),
+    ],
+)
+def test_a_password_is_prepared(password: str, prepared: str) -> None:
+    assert prepare_password(password) == prepared
+
+
+@pytest.mark.parametrize(
+    ("password", "reason"),
+    [
+        # RFC 4013 section 3
+        ("\u0007", "character"),
+        ("\u0627\u0031", "right-to-left"),
+        # section 2.3
+        ("pass\nword", "character"),
+        ("a\u0080", "character"),
+        ("a\ue000", "character"),
+        ("a\ufffe", "character"),
+        (f"a{chr(0xD800)}", "character"),
+        ("a\ufffd", "character"),
+        ("a\u2ff0", "character"),
+        ("a\u200e", "character"),
+        ("a\U000e0001", "character"),
+        ("\u00ad", "character"),
+        ("\u0627a\u0628", "right-to-left"),
+        ("1\u0627", "right-to-left"),
+    ],
+)
+def test_what_no_password_may_hold_is_refused(password: str, reason: str) -> None:
+    with pytest.raises(AuthenticationError, match=reason):
+        prepare_password(password)

@@ -1,0 +1,636 @@
+"""Conversations in the order of RFC 6120, and every way in which a server can break them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+
+from syncd.errors import OfflineError, RemoteProtocolError, StanzaError, StreamError
+from syncd.xmpp.jid import JID
+from syncd.xmpp.stanza import make_presence
+from syncd.xmpp.stream import MAX_STANZA_BEFORE_LOGIN, State, StreamEnded, TLSWanted
+from syncd.xmpp.xml import MAX_STANZA
+from tests.support.strategies import cuts
+from tests.support.wire import (
+    BIND_FEATURE,
+    C_AUTH,
+    C_BIND,
+    C_FOOTER,
+    C_HEADER,
+    C_HEADER_SECURE,
+    C_RESPONSE,
+    C_STARTTLS,
+    LOGIN,
+    NONCE,
+    PASSWORD,
+    S_BIND_FEATURES,
+    S_BOUND,
+    S_CHALLENGE,
+    S_FOOTER,
+    S_HEADER,
+    S_PROCEED,
+    S_STARTTLS_FEATURES,
+    S_SUCCESS,
+    STARTTLS_FEATURE,
+    USER,
+    features,
+    mechanisms,
+    new_stream,
+    open_stream,
+    play,
+    sasl,
+    told,
+)
+
+if TYPE_CHECKING:
+    from syncd.xmpp.stream import ClientStream, Event
+
+S_SASL_FEATURES = features(mechanisms("SCRAM-SHA-1", "PLAIN"))
+
+
+def stream_error(condition: str) -> str:
+    """The error and the footer that the client is to send."""
+    return (
+        f"<stream:error><{condition} xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>"
+        f"</stream:error>{C_FOOTER}"
+    )
+
+
+def in_state(state: State) -> ClientStream:
+    """A stream that has come this far, with nothing left to send."""
+    stream = new_stream(secure=state in (State.AUTH, State.BIND, State.OPEN))
+    script = {
+        State.HEADER: f"C: {C_HEADER}",
+        State.FEATURES: f"C: {C_HEADER}\nS: {S_HEADER}",
+        State.STARTTLS: f"C: {C_HEADER}\nS: {S_HEADER}{S_STARTTLS_FEATURES}\nC: {C_STARTTLS}",
+        State.AUTH: f"C: {C_HEADER_SECURE}\nS: {S_HEADER}{S_SASL_FEATURES}\nC: {C_AUTH}",
+        State.BIND: LOGIN.partition(f"S: {S_BOUND}")[0],
+        State.OPEN: LOGIN,
+    }
+    play(stream, script[state])
+    assert stream.state is state
+    return stream
+
+
+def ends(events: list[Event]) -> StreamEnded:
+    """The last event, which must be the end."""
+    assert isinstance(events[-1], StreamEnded)
+    return events[-1]
+
+
+# Section 4: streams
+
+
+def test_the_whole_way_from_connection_to_footer() -> None:
+    events = play(
+        new_stream(secure=False),
+        f"""
+        C: {C_HEADER}
+        S: {S_HEADER}
+        S: {S_STARTTLS_FEATURES}
+        C: {C_STARTTLS}
+        S: {S_PROCEED}
+        {LOGIN}
+        S: <presence from='bob@example.org/pc'/>
+        S: {S_FOOTER}
+        C: {C_FOOTER}
+        """,
+    )
+    assert told(events) == [
+        "TLS wanted",
+        "key wanted",
+        "bound user@example.org/laptop",
+        "<presence from='bob@example.org/pc'/>",
+        "ended in peace",
+    ]
+
+
+@given(cuts)
+def test_no_cut_of_the_bytes_changes_the_conversation(sizes: list[int]) -> None:
+    script = f"""
+        C: {C_HEADER}
+        S: {S_HEADER}{S_STARTTLS_FEATURES}
+        C: {C_STARTTLS}
+        S: {S_PROCEED}
+        {LOGIN}
+        S: <message><body>a</body></message> <presence/><iq id='7'/>{S_FOOTER}
+        C: {C_FOOTER}
+        """
+    cut = told(play(new_stream(secure=False), script, sizes=sizes))
+    assert cut == told(play(new_stream(secure=False), script))
+
+
+def test_our_address_is_not_shown_outside_tls() -> None:
+    """Section 4.7.1: the client's ``from`` waits until nobody can read along."""
+    assert b"user" not in new_stream(secure=False).data_to_send()
+    assert b"from='user@example.org'" in new_stream(secure=True).data_to_send()
+
+
+@pytest.mark.parametrize("version", ["", "version='0.9'", "version='2.0'", "version='x'"])
+def test_a_server_without_xmpp_1_0_is_refused(version: str) -> None:
+    """Section 4.7.5."""
+    events = play(
+        new_stream(secure=False),
+        f"""
+        C: {C_HEADER}
+        S: {S_HEADER.replace("id='s1' version='1.0'", version)}
+        C: {C_FOOTER}
+        """,
+    )
+    assert told(events) == ["ended by RemoteProtocolError: the server speaks no XMPP 1.0"]
+
+
+def test_we_close_and_the_server_answers() -> None:
+    """Section 4.4; what comes before its footer is still delivered."""
+    stream = open_stream()
+    stream.close()
+    stream.close()
+    assert not stream.is_open
+    events = play(stream, f"C: {C_FOOTER}\nS: <presence/>{S_FOOTER}")
+    assert told(events) == ["<presence/>", "ended in peace"]
+
+
+def test_we_close_and_the_server_hangs_up() -> None:
+    stream = open_stream()
+    stream.close()
+    assert told(play(stream, f"C: {C_FOOTER}\nS: (hangs up)")) == ["ended in peace"]
+
+
+def test_a_footer_before_the_login_is_no_peaceful_end() -> None:
+    events = play(in_state(State.FEATURES), f"S: {S_FOOTER}\nC: {C_FOOTER}")
+    assert told(events) == ["ended by OfflineError: the server hung up"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [State.HEADER, State.FEATURES, State.STARTTLS, State.AUTH, State.BIND, State.OPEN],
+)
+def test_the_server_may_hang_up_at_any_time(state: State) -> None:
+    events = play(in_state(state), "S: (hangs up)")
+    assert told(events) == ["ended by OfflineError: the server hung up"]
+
+
+@pytest.mark.parametrize(
+    "state", [State.FEATURES, State.STARTTLS, State.AUTH, State.BIND, State.OPEN]
+)
+def test_a_stream_error_may_come_at_any_time(state: State) -> None:
+    """Section 4.9."""
+    events = play(
+        in_state(state),
+        f"""
+        S: <stream:error>
+        S: <conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
+        S: <text xmlns='urn:ietf:params:xml:ns:xmpp-streams'>Replaced </text>
+        S: <other xmlns='urn:a'/></stream:error>{S_FOOTER}
+        C: {C_FOOTER}
+        """,
+    )
+    error = ends(events).error
+    assert isinstance(error, StreamError)
+    assert (error.condition, error.text) == ("conflict", "Replaced")
+    assert len(events) == 1
+
+
+def test_a_stream_error_may_say_nothing() -> None:
+    error = ends(play(open_stream(), f"S: <stream:error/>\nC: {C_FOOTER}")).error
+    assert isinstance(error, StreamError)
+    assert (error.condition, error.text) == ("undefined-condition", "")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [State.HEADER, State.FEATURES, State.STARTTLS, State.AUTH, State.BIND, State.OPEN],
+)
+@pytest.mark.parametrize(
+    ("text", "condition"),
+    [("<!-- x -->", "restricted-xml"), ("<a></b>", None), ("\x01>", "not-well-formed")],
+)
+def test_malformed_xml_is_answered_with_the_stream_error(
+    state: State, text: str, condition: str | None
+) -> None:
+    """Section 4.9.1.1: our error first, the footer behind it, and StreamEnded last."""
+    if condition is None:
+        # The first element is refused as the root of the stream, any other by its end tag.
+        condition = "bad-format" if state is State.HEADER else "not-well-formed"
+    events = play(in_state(state), f"S: {text}\nC: {stream_error(condition)}")
+    (what,) = told(events)
+    assert what.startswith("ended by RemoteProtocolError: the server sent no proper XMPP: ")
+    assert what.endswith(f"[{condition}]")
+
+
+def test_after_the_end_nothing_is_read_any_more() -> None:
+    stream = open_stream()
+    play(stream, f"S: {S_FOOTER}\nC: {C_FOOTER}")
+    assert play(stream, "S: <presence/>\nS: <!-- x -->\nS: (hangs up)") == []
+    stream.close()
+    assert stream.data_to_send() == b""
+
+
+def test_what_stands_behind_a_stream_error_is_not_read() -> None:
+    text = "<stream:error/><presence/><!-- x -->"
+    assert len(play(open_stream(), f"S: {text}\nC: {C_FOOTER}")) == 1
+
+
+# Section 5: STARTTLS
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [
+        features(),
+        features(mechanisms("PLAIN", "SCRAM-SHA-1")),
+        features(BIND_FEATURE),
+        features("<starttls xmlns='urn:other'/>"),
+        features(f"<a xmlns='urn:a'>{STARTTLS_FEATURE}</a>"),
+    ],
+)
+def test_without_starttls_no_credential_ever_leaves(offered: str) -> None:
+    stream = new_stream(secure=False, allow_plain=True)
+    events = play(
+        stream,
+        f"""
+        C: {C_HEADER}
+        S: {S_HEADER}{offered}
+        C: {C_FOOTER}
+        """,
+    )
+    assert "offers no STARTTLS" in told(events)[0]
+    error = ends(events).error
+    assert error is not None
+    assert "enable TLS" in error.hint
+
+
+@pytest.mark.parametrize(
+    "injected",
+    [
+        S_HEADER + features(mechanisms("PLAIN")),
+        "<presence from='mallory@example.org'/>",
+        "<!-- x -->",
+        " ",
+        "<success xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>",
+        S_FOOTER,
+    ],
+)
+def test_what_was_injected_behind_proceed_is_dropped(injected: str) -> None:
+    """CVE-2011-0411: it was never protected by the TLS that it is to be read in."""
+    stream = in_state(State.STARTTLS)
+    assert stream.receive_data((S_PROCEED + injected).encode()) == [TLSWanted()]
+    assert stream.data_to_send() == b""
+    stream.tls_started()
+    assert told(play(stream, LOGIN)) == ["key wanted", "bound user@example.org/laptop"]
+
+
+def test_a_token_begun_before_tls_does_not_go_on_inside() -> None:
+    stream = in_state(State.STARTTLS)
+    assert stream.receive_data((S_PROCEED + "<presence id='").encode()) == [TLSWanted()]
+    stream.tls_started()
+    assert told(play(stream, LOGIN))[-1] == "bound user@example.org/laptop"
+
+
+def test_the_server_may_fail_to_start_tls() -> None:
+    """Section 5.4.2.2."""
+    events = play(
+        in_state(State.STARTTLS),
+        f"""
+        S: <failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>
+        C: {C_FOOTER}
+        """,
+    )
+    assert told(events) == ["ended by RemoteProtocolError: the server could not start TLS"]
+
+
+def test_inside_tls_starttls_is_not_asked_again() -> None:
+    offered = features(STARTTLS_FEATURE, mechanisms("SCRAM-SHA-1"))
+    script = f"C: {C_HEADER_SECURE}\nS: {S_HEADER}{offered}\nC: {C_AUTH}"
+    assert play(new_stream(secure=True), script) == []
+
+
+# Section 6: SASL
+
+
+def test_plain_is_used_only_if_the_user_allows_it() -> None:
+    offered = features(mechanisms("PLAIN"))
+    events = play(
+        new_stream(secure=True, allow_plain=True),
+        f"""
+        C: {C_HEADER_SECURE}
+        S: {S_HEADER}{offered}
+        C: {sasl("auth", f"{chr(0)}user{chr(0)}{PASSWORD}", mechanism="PLAIN")}
+        S: <success xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>
+        C: {C_HEADER_SECURE}
+        """,
+    )
+    assert events == []
+    events = play(
+        new_stream(secure=True),
+        f"C: {C_HEADER_SECURE}\nS: {S_HEADER}{offered}\nC: {C_FOOTER}",
+    )
+    assert "only PLAIN" in told(events)[0]
+
+
+@pytest.mark.parametrize(
+    "offered", [features(), features(mechanisms("X", "")), S_BIND_FEATURES]
+)
+def test_a_server_without_a_mechanism_is_refused(offered: str) -> None:
+    script = f"C: {C_HEADER_SECURE}\nS: {S_HEADER}{offered}\nC: {C_FOOTER}"
+    (what,) = told(play(new_stream(secure=True), script))
+    assert what.startswith("ended by AuthenticationError: the server offers no way to log in")
+
+
+def test_the_servers_proof_may_come_as_a_challenge() -> None:
+    """RFC 4422 section 3.7: then the success is empty."""
+    events = play(
+        in_state(State.AUTH),
+        f"""
+        S: {S_CHALLENGE}
+        C: {C_RESPONSE}
+        S: {S_SUCCESS.replace("success", "challenge")}
+        C: <response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>=</response>
+        S: <success xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>
+        C: {C_HEADER_SECURE}
+        """,
+    )
+    assert told(events) == ["key wanted"]
+
+
+@pytest.mark.parametrize(
+    "success",
+    [
+        "<success xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>",
+        "<success xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>=</success>",
+        sasl("success", "v=AAAApqV8S7suAoZWja4dJRkFsKQ="),
+        sasl("challenge", "v=AAAApqV8S7suAoZWja4dJRkFsKQ="),
+    ],
+)
+def test_a_success_without_the_servers_proof_is_refused(success: str) -> None:
+    events = play(
+        in_state(State.AUTH),
+        f"""
+        S: {S_CHALLENGE}
+        C: {C_RESPONSE}
+        S: {success}
+        C: {C_FOOTER}
+        """,
+    )
+    assert told(events)[1:] == [
+        "ended by AuthenticationError: the server could not prove that it knows the password"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (S_SUCCESS, "could not prove"),
+        (sasl("challenge", f"r={NONCE},s=QSXC,i=4096"), "did not answer our nonce"),
+        (sasl("challenge", f"r={NONCE}x,s=QSXC,i=1"), "asks for 1 SCRAM iterations"),
+        ("<challenge xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>#</challenge>", "no base64"),
+        (
+            "<challenge xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>\u00fc</challenge>",
+            "no base64",
+        ),
+    ],
+)
+def test_a_server_that_plays_scram_wrongly_gets_no_proof(said: str, reason: str) -> None:
+    (what,) = told(play(in_state(State.AUTH), f"S: {said}\nC: {C_FOOTER}"))
+    assert what.startswith("ended by AuthenticationError: ")
+    assert reason in what
+
+
+def test_two_challenges_at_once_get_no_two_proofs() -> None:
+    stream = in_state(State.AUTH)
+    events = stream.receive_data((S_CHALLENGE + S_CHALLENGE).encode())
+    assert told(events) == [
+        "key wanted",
+        "ended by AuthenticationError: the server sent a second SCRAM challenge",
+    ]
+    stream.key_derived(b"too late")
+    assert stream.data_to_send().decode() == C_FOOTER
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_challenge_behind_the_last_one_is_out_of_turn(again: int) -> None:
+    """Behind PLAIN, which has none, and behind the server's proof."""
+    stream = new_stream(secure=True, allow_plain=True)
+    if again == 1:
+        plain = f"S: {S_HEADER}{features(mechanisms('PLAIN'))}"
+        auth = sasl("auth", f"{chr(0)}user{chr(0)}{PASSWORD}", mechanism="PLAIN")
+        play(stream, f"C: {C_HEADER_SECURE}\n{plain}\nC: {auth}")
+    else:
+        stream = in_state(State.AUTH)
+        proof = S_SUCCESS.replace("success", "challenge")
+        answer = "<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>=</response>"
+        play(stream, f"S: {S_CHALLENGE}\nC: {C_RESPONSE}\nS: {proof}\nC: {answer}")
+    assert told(play(stream, f"S: {S_CHALLENGE}\nC: {C_FOOTER}")) == [
+        "ended by RemoteProtocolError: the server sent a SASL challenge out of turn"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inside", "what"),
+    [
+        (
+            "<not-authorized/>",
+            "AuthenticationError: the server refused the login of user@example.org "
+            "[not-authorized]",
+        ),
+        (
+            "<text>Bad </text><account-disabled/>",
+            "AuthenticationError: the server refused the login of user@example.org "
+            "[account-disabled]: Bad",
+        ),
+        (
+            "",
+            "AuthenticationError: the server refused the login of user@example.org "
+            "[not-authorized]",
+        ),
+        (
+            "<temporary-auth-failure/><text>database</text>",
+            "OfflineError: the server cannot log us in just now: database "
+            "[temporary-auth-failure]",
+        ),
+    ],
+)
+def test_the_server_may_refuse_the_login(inside: str, what: str) -> None:
+    """Section 6.5; what is temporary is no fault of the user."""
+    events = play(
+        in_state(State.AUTH),
+        f"""
+        S: <failure xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>{inside}</failure>
+        C: {C_FOOTER}
+        """,
+    )
+    assert told(events) == [f"ended by {what}"]
+
+
+def test_what_stands_behind_the_success_is_dropped() -> None:
+    """The stream begins anew, and with it the parser."""
+    stream = in_state(State.AUTH)
+    play(stream, f"S: {S_CHALLENGE}\nC: {C_RESPONSE}")
+    assert stream.receive_data(f"{S_SUCCESS}\n<presence/>{S_FOOTER}".encode()) == []
+    assert stream.data_to_send().decode() == C_HEADER_SECURE
+    events = play(stream, f"S: {S_HEADER}{S_BIND_FEATURES}\nC: {C_BIND}\nS: {S_BOUND}")
+    assert told(events) == ["bound user@example.org/laptop"]
+
+
+# Section 7: resource binding
+
+
+def test_the_server_chooses_a_resource_if_we_do_not() -> None:
+    stream = new_stream(USER, secure=True)
+    bind = C_BIND.replace("><resource>laptop</resource></bind>", "/>")
+    play(stream, LOGIN.partition(f"C: {C_BIND}")[0] + f"C: {bind}")
+    bound = S_BOUND.replace("/laptop", "/srv-7")
+    assert told(play(stream, f"S: {bound}")) == ["bound user@example.org/srv-7"]
+    assert stream.jid == JID.parse("user@example.org/srv-7")
+    assert stream.is_open
+
+
+def test_the_server_may_bind_another_resource_than_the_one_asked_for() -> None:
+    events = play(in_state(State.BIND), f"S: {S_BOUND.replace('/laptop', '/laptop-2')}")
+    assert told(events) == ["bound user@example.org/laptop-2"]
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (
+            S_BOUND.replace("user@", "admin@"),
+            "the server bound admin@example.org/laptop, not a",
+        ),
+        (S_BOUND.replace("example.org", "evil.org"), "bound user@evil.org/laptop, not a"),
+        (S_BOUND.replace("/laptop", ""), "the server bound user@example.org, not a resource"),
+        (S_BOUND.replace("user@example.org", "@"), "the server bound no JID"),
+        (S_BOUND.replace("user@example.org/laptop", ""), "the server bound no JID"),
+        (S_BOUND.replace("id='bind'", "id='7'"), "the server did not bind a resource"),
+        (S_BOUND.replace("type='result'", "type='set'"), "the server did not bind a resource"),
+        ("<iq type='result' id='bind'/>", "the server did not bind a resource"),
+    ],
+)
+def test_only_a_resource_of_our_own_account_is_taken(result: str, reason: str) -> None:
+    (what,) = told(play(in_state(State.BIND), f"S: {result}\nC: {C_FOOTER}"))
+    assert re.match("ended by RemoteProtocolError: ", what)
+    assert reason in what
+
+
+def test_the_bind_may_be_refused() -> None:
+    """Section 7.6.2."""
+    events = play(
+        in_state(State.BIND),
+        f"""
+        S: <iq type='error' id='bind'><error type='wait'>
+        S: <resource-constraint xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>
+        C: {C_FOOTER}
+        """,
+    )
+    error = ends(events).error
+    assert isinstance(error, StanzaError)
+    assert error.condition == "resource-constraint"
+
+
+def test_features_without_bind_are_refused_after_the_login() -> None:
+    script = LOGIN.partition(f"S: {S_HEADER}{S_BIND_FEATURES}")[0]
+    stream = new_stream(secure=True)
+    play(stream, script)
+    events = play(stream, f"S: {S_HEADER}{features()}\nC: {C_FOOTER}")
+    assert told(events) == [
+        "ended by RemoteProtocolError: the server offers no resource binding"
+    ]
+
+
+# Section 8: stanzas
+
+
+@pytest.mark.parametrize(
+    ("state", "element"),
+    [
+        (State.FEATURES, "<iq/>"),
+        (State.FEATURES, S_PROCEED),
+        (State.STARTTLS, S_STARTTLS_FEATURES),
+        (State.STARTTLS, "<presence/>"),
+        (State.STARTTLS, S_SUCCESS),
+        (State.AUTH, "<message/>"),
+        (State.AUTH, S_SASL_FEATURES),
+        (State.AUTH, S_PROCEED),
+        (State.BIND, "<presence/>"),
+        (State.BIND, S_SUCCESS),
+        (State.OPEN, "<foo/>"),
+    ],
+)
+def test_what_comes_out_of_turn_ends_the_stream(state: State, element: str) -> None:
+    answer = stream_error("unsupported-stanza-type")
+    (what,) = told(play(in_state(state), f"S: {element}\nC: {answer}"))
+    assert what.startswith("ended by RemoteProtocolError: the server sent <")
+    assert what.endswith(f"/> while in {state.name}")
+
+
+def test_elements_of_extensions_that_we_did_not_enable_are_ignored() -> None:
+    text = "<r xmlns='urn:xmpp:sm:3'/><presence/><stream:features/>"
+    assert told(play(open_stream(), f"S: {text}")) == ["<presence/>"]
+
+
+def test_a_stanza_is_sent_as_it_is() -> None:
+    stream = open_stream()
+    stream.send(make_presence(priority=-1))
+    stream.send(make_presence())
+    sent = b"<presence><priority>-1</priority></presence><presence/>"
+    assert stream.data_to_send() == sent
+    assert stream.data_to_send() == b""
+
+
+@pytest.mark.parametrize("state", [State.HEADER, State.AUTH, State.BIND])
+def test_sending_too_early_is_our_own_mistake(state: State) -> None:
+    stream = in_state(state)
+    assert not stream.is_open
+    with pytest.raises(AssertionError, match=state.name):
+        stream.send(make_presence())
+
+
+def test_nothing_is_sent_behind_our_footer() -> None:
+    stream = open_stream()
+    stream.close()
+    with pytest.raises(AssertionError, match="footer"):
+        stream.send(make_presence())
+
+
+def test_tls_starts_only_when_it_was_asked_for() -> None:
+    with pytest.raises(AssertionError):
+        in_state(State.FEATURES).tls_started()
+
+
+def test_a_key_that_nobody_asked_for_goes_nowhere() -> None:
+    for stream in (in_state(State.FEATURES), open_stream()):
+        stream.key_derived(b"key")
+        assert stream.data_to_send() == b""
+    plain = new_stream(secure=True, allow_plain=True)
+    plain.receive_data(f"{S_HEADER}{features(mechanisms('PLAIN'))}".encode())
+    plain.data_to_send()
+    plain.key_derived(b"key")
+    assert plain.data_to_send() == b""
+
+
+def test_a_stranger_may_say_less_than_the_server_that_we_know() -> None:
+    """Before the login a stanza is limited more tightly."""
+    long = "x" * (4 * MAX_STANZA_BEFORE_LOGIN)
+    early = in_state(State.FEATURES)
+    (what,) = told(early.receive_data(f"<stream:features>{long}</stream:features>".encode()))
+    assert "[policy-violation]" in what
+    assert isinstance(early.data_to_send(), bytes)
+    late = open_stream()
+    assert len(late.receive_data(f"<message><body>{long}</body></message>".encode())) == 1
+    (end,) = late.receive_data(
+        f"<message><body>{'x' * 2 * MAX_STANZA}</body></message>".encode()
+    )
+    assert isinstance(end, StreamEnded)
+    assert isinstance(end.error, RemoteProtocolError)
+    assert late.data_to_send().decode() == stream_error("policy-violation")
+
+
+def test_hanging_up_is_told_once() -> None:
+    stream = open_stream()
+    (end,) = stream.receive_data(b"")
+    assert isinstance(end, StreamEnded)
+    assert isinstance(end.error, OfflineError)
+    assert stream.receive_data(b"") == []
