@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from syncd.config import Config, Folder
+    from syncd.link.client import Client
     from syncd.sync.engine import Engine, FolderState, Statistics
     from syncd.transfer.pump import Progress
-    from syncd.xmpp.session import Client
 
 # The rate is that of the last few seconds: long enough not to jump, short enough to be true.
 _RATE_WINDOW = 3.0  # seconds

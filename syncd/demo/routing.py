@@ -1,4 +1,4 @@
-"""Where each stanza goes (RFC 6120 section 10, RFC 6121 section 8). Sans-IO."""
+"""Where each stanza goes (RFC 6120 section 10, RFC 6121 section 8); no I/O of its own."""
 
 from __future__ import annotations
 

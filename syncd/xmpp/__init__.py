@@ -1,6 +1,5 @@
-"""An XMPP client stream (RFC 6120, RFC 6121); knows nothing of files.
+"""An XMPP client stream (RFC 6120, RFC 6121) without I/O: bytes in, events out; knows no files.
 
-`jid`, `xml`, `stanza`, `sasl`, `stream`, `disco` and `contacts` are sans-IO: bytes in,
-events out. `connect` reaches the server (TCP, TLS), `session` is one stream's life on trio,
-and the client that keeps having one.
+`jid`, `xml` and `stanza` are the vocabulary, `sasl` the login, `stream` the order of things
+from header to footer, `disco` and `contacts` who is there and can what. `syncd.link` drives it.
 """

@@ -130,17 +130,27 @@ class ClientStream:
       password: Used for PLAIN only; SCRAM's key is derived by the driver.
       nonce: For SCRAM: at least 128 random bits as printable ASCII without a comma.
       secure: The connection is inside TLS already (direct TLS, XEP-0368).
+      end_point: Then the hash of the server's certificate (RFC 5929 section 4), for channel
+        binding; None if it cannot be had.
       allow_plain: SASL PLAIN may be used (and only inside TLS).
     """
 
     def __init__(
-        self, jid: JID, password: str, *, nonce: str, secure: bool, allow_plain: bool = False
+        self,
+        jid: JID,
+        password: str,
+        *,
+        nonce: str,
+        secure: bool,
+        end_point: bytes | None = None,
+        allow_plain: bool = False,
     ) -> None:
         self.jid = jid
         self.state = State.HEADER
         self._password = password
         self._nonce = nonce
         self._secure = secure
+        self._end_point = end_point
         self._allow_plain = allow_plain
         self._authenticated = False
         self._scram: sasl.Scram | None = None
@@ -220,10 +230,14 @@ class ClientStream:
             self._closing = True
             self._out += b"</stream:stream>"
 
-    def tls_started(self) -> None:
-        """The connection is inside TLS, and the certificate is good."""
+    def tls_started(self, end_point: bytes | None = None) -> None:
+        """The connection is inside TLS, and the certificate is good.
+
+        Args:
+          end_point: As for the constructor.
+        """
         assert self.state is State.TLS
-        self._secure = True
+        self._secure, self._end_point = True, end_point
         self._restart()
 
     def key_derived(self, key: bytes) -> None:

@@ -22,8 +22,8 @@ from syncd.errors import (
     StreamError,
     SyncdError,
 )
-from syncd.xmpp import connect
-from syncd.xmpp.connect import Account
+from syncd.link import connect
+from syncd.link.connect import Account
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import make_presence
 from syncd.xmpp.stream import State

@@ -1,0 +1,588 @@
+"""A session, and the client that keeps having one, against a server in memory."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
+
+from syncd.errors import (
+    ErrorType,
+    JournalError,
+    OfflineError,
+    RemoteProtocolError,
+    StanzaError,
+    StreamError,
+    SyncdError,
+)
+from syncd.link import session
+from syncd.link.connect import Connection
+from syncd.link.session import (
+    MAX_HANDLING,
+    PING_AFTER,
+    PING_TIMEOUT,
+    REQUEST_TIMEOUT,
+    Session,
+)
+from syncd.xmpp.disco import PING
+from syncd.xmpp.jid import JID
+from syncd.xmpp.stanza import IQ, PRESENCE, Iq
+from syncd.xmpp.stream import Event, StanzaReceived, StreamEnded, TLSWanted
+from syncd.xmpp.xml import make
+from tests.support.asking import Asked, but_pings, condition, refusal
+from tests.support.wire import LAPTOP, S_FOOTER, ClientGoneError, Server, open_stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+    from xml.etree.ElementTree import Element
+
+    from trio.testing import MockClock
+
+    from syncd.link.session import Handler
+
+BOB = JID.parse("bob@example.org/pc")
+CAROL = JID.parse("carol@example.org")
+PROXY = JID.parse("proxy.example.org")
+DOMAIN = JID.parse("example.org")
+
+QUERY = "{urn:a}query"
+A_QUERY = "<query xmlns='urn:a'/>"
+SI = "http://jabber.org/protocol/si"
+
+
+class Life:
+    """A session that runs, and the server at the other end."""
+
+    def __init__(self, subject: Session, server: Server, nursery: trio.Nursery) -> None:
+        self.session = subject
+        self.server = server
+        self.presences: list[Element] = []
+        self.ended = trio.Event()
+        self.error: SyncdError | None = None
+        self._nursery = nursery
+
+    async def run(self) -> None:
+        try:
+            await self.session.run()
+        except SyncdError as error:
+            self.error = error
+        self.ended.set()
+
+    def ask(
+        self, to: JID | None, payload: Element | None = None, timeout: float = REQUEST_TIMEOUT
+    ) -> Asked:
+        """Let another task send a request."""
+        asked = Asked()
+        payload = make(QUERY) if payload is None else payload
+        self._nursery.start_soon(asked.ask, self.session, to, payload, timeout)
+        return asked
+
+
+@asynccontextmanager
+async def living(
+    handlers: Mapping[str, Handler] | None = None,
+    *,
+    early: Iterable[Event] = (),
+    lockstep: bool = False,
+) -> AsyncIterator[Life]:
+    """Run a session with a server in memory."""
+    ours, theirs = lockstep_stream_pair() if lockstep else memory_stream_pair()
+    presences: list[Element] = []
+    subject = Session(
+        Connection(ours, open_stream(), list(early)), handlers or {}, presences.append
+    )
+    async with trio.open_nursery() as nursery:
+        life = Life(subject, Server(theirs, opened=True), nursery)
+        life.presences = presences
+        nursery.start_soon(life.run)
+        yield life
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_gets_its_answer() -> None:
+    async with living() as life:
+        asked = life.ask(BOB)
+        request = await life.server.stanza()
+        assert (request.tag, request.get("type"), request.get("to")) == (IQ, "get", str(BOB))
+        assert [child.tag for child in request] == [QUERY]
+        assert request.get("from") is None
+        await life.server.answer(request, "<answer xmlns='urn:a'/>")
+        iq = await asked.answer()
+        assert iq.payload is not None
+        assert (iq.type, iq.sender, iq.payload.tag) == ("result", BOB, "{urn:a}answer")
+
+
+async def test_answers_may_come_in_any_order() -> None:
+    async with living() as life:
+        asked = []
+        requests = []
+        for _ in range(3):
+            asked.append(life.ask(BOB))
+            requests.append(await life.server.stanza())
+        assert len({request.get("id") for request in requests}) == 3
+        for number in (2, 0, 1):
+            await life.server.answer(requests[number], f"<a{number} xmlns='u'/>")
+        payloads = [(await each.answer()).payload for each in asked]
+        assert [None if p is None else p.tag for p in payloads] == ["{u}a0", "{u}a1", "{u}a2"]
+
+
+OWN = [None, LAPTOP, LAPTOP.bare, DOMAIN]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sender"),
+    [(BOB, BOB), (PROXY, PROXY)] + [(a, b) for a in (None, LAPTOP.bare, DOMAIN) for b in OWN],
+)
+async def test_the_answer_comes_from_whom_was_asked(
+    asked: JID | None, sender: JID | None
+) -> None:
+    """Our own account answers by any of its names."""
+    async with living() as life:
+        answer = life.ask(asked)
+        request = await life.server.stanza()
+        origin = f" from='{sender}'" if sender else ""
+        await life.server.send(f"<iq type='result' id='{request.get('id')}'{origin}/>")
+        assert (await answer.answer()).sender == sender
+
+
+@pytest.mark.parametrize("kind", ["result", "error"])
+@pytest.mark.parametrize(
+    ("asked", "sender"),
+    [(BOB, s) for s in (*OWN, BOB.bare, JID.parse("bob@example.org/other"), CAROL, PROXY)]
+    + [(PROXY, s) for s in (*OWN, BOB)]
+    + [(None, s) for s in (BOB, BOB.bare, PROXY, JID.parse("example.org/x"))]
+    + [(BOB.bare, s) for s in (BOB, *OWN)],
+)
+async def test_nobody_else_can_answer(asked: JID | None, sender: JID | None, kind: str) -> None:
+    """Not even who knows the id (CVE-2013-6483, CVE-2014-0364)."""
+    async with living() as life:
+        answer = life.ask(asked)
+        request = await life.server.stanza()
+        origin = f" from='{sender}'" if sender else ""
+        await life.server.send(
+            f"<iq type='{kind}' id='{request.get('id')}'{origin}><spoof xmlns='u'/></iq>"
+        )
+        await life.server.answer(request, A_QUERY)
+        payload = (await answer.answer()).payload
+        assert payload is not None
+        assert payload.tag == QUERY
+
+
+async def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
+    async with living() as life:
+        answer = life.ask(BOB)
+        request = await life.server.stanza()
+        await life.server.send(f"<iq type='result' id='other' from='{BOB}'/>")
+        await wait_all_tasks_blocked()
+        assert not answer.done
+        await life.server.answer(request)
+        await answer.answer()
+        await life.server.answer(request)  # again: nobody waits any more
+        await life.server.send("<presence/>")
+        await wait_all_tasks_blocked()
+        assert len(life.presences) == 1
+
+
+async def test_a_refusal_is_raised() -> None:
+    async with living() as life:
+        asked = life.ask(BOB)
+        await life.server.send(refusal(await life.server.stanza(), "cancel", "item-not-found"))
+        with pytest.raises(StanzaError) as caught:
+            await asked.answer()
+        error = caught.value
+        assert (error.condition, error.by) == ("item-not-found", str(BOB))
+
+
+@pytest.mark.parametrize("refused_first", [True, False])
+async def test_the_first_answer_counts(refused_first: bool) -> None:
+    async with living() as life:
+        asked = life.ask(BOB)
+        request = await life.server.stanza()
+        no = refusal(request, "cancel", "item-not-found")
+        yes = f"<iq type='result' id='{request.get('id')}' from='{BOB}'/>"
+        await life.server.send((no + yes if refused_first else yes + no) + S_FOOTER)
+        if refused_first:
+            with pytest.raises(StanzaError):
+                await asked.answer()
+        else:
+            assert (await asked.answer()).type == "result"
+
+
+async def test_who_gives_no_answer_is_not_waited_for_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    async with living() as life:
+        started = trio.current_time()
+        asked = [life.ask(BOB), life.ask(None, timeout=45)]
+        for expected in (
+            "the server gave no answer for 45 s",
+            f"{BOB} gave no answer for 60 s",
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_answer_pings, life.server)
+                with pytest.raises(OfflineError, match=expected):
+                    await asked.pop().answer()
+                nursery.cancel_scope.cancel()
+        assert trio.current_time() - started == REQUEST_TIMEOUT
+
+
+async def _read_on(server: Server) -> None:
+    while True:
+        await server.stanza()
+
+
+async def _answer_pings(server: Server) -> None:
+    while True:
+        await but_pings(server)
+
+
+async def test_only_so_many_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "MAX_WAITING", 2)
+    async with living() as life:
+        first, second = life.ask(BOB), life.ask(BOB)
+        requests = [await life.server.stanza(), await life.server.stanza()]
+        with pytest.raises(OfflineError, match="over 2 requests are waiting"):
+            await life.ask(BOB).answer()
+        for request in requests:
+            await life.server.answer(request)
+        await first.answer()
+        await second.answer()
+        third = life.ask(BOB)
+        await life.server.answer(await life.server.stanza())
+        await third.answer()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (S_FOOTER, type(None)),
+        ("", OfflineError),
+        (
+            "<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>"
+            "</stream:error>",
+            StreamError,
+        ),
+        ("<!-- x -->", RemoteProtocolError),
+    ],
+)
+async def test_when_the_stream_ends_everybody_who_waits_learns_it(
+    said: str, kind: type
+) -> None:
+    async with living() as life:
+        asked = [life.ask(BOB), life.ask(None)]
+        for _ in asked:
+            await life.server.stanza()
+        if said:
+            await life.server.send(said)
+            with pytest.raises(EOFError):  # our footer, whatever stands before it
+                await _read_on(life.server)
+        else:
+            await life.server.transport.aclose()
+        for each in asked:
+            with pytest.raises(OfflineError, match="ended before the answer came"):
+                await each.answer()
+        await life.ended.wait()
+        assert type(life.error) is kind
+        with pytest.raises(OfflineError, match="not connected"):
+            await life.ask(BOB).answer()
+        with pytest.raises(OfflineError, match="not connected"):
+            life.session.send(make(PRESENCE))
+
+
+# Requests of others
+
+
+@pytest.mark.parametrize("kind", ["get", "set"])
+async def test_what_we_do_not_understand_is_answered_all_the_same(kind: str) -> None:
+    """RFC 6120 section 8.4."""
+    async with living() as life:
+        await life.server.send(f"<iq type='{kind}' id='7' from='{BOB}'>{A_QUERY}</iq>")
+        reply = await life.server.stanza()
+        assert (reply.get("type"), reply.get("id"), reply.get("to")) == ("error", "7", str(BOB))
+        assert condition(reply) == "cancel service-unavailable"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inside", "expected"),
+    [
+        ("type='get' id='7'", "", "modify bad-request"),
+        ("type='get' id='7'", "<a xmlns='u'/><b xmlns='u'/>", "modify bad-request"),
+        ("type='get'", A_QUERY, "modify bad-request"),
+        ("type='want' id='7'", A_QUERY, "modify bad-request"),
+        ("id='7'", A_QUERY, "modify bad-request"),
+        ("type='get' id='7' from='@'", A_QUERY, "modify jid-malformed"),
+    ],
+)
+async def test_a_malformed_request_is_refused(
+    attributes: str, inside: str, expected: str
+) -> None:
+    async with living() as life:
+        await life.server.send(f"<iq {attributes}>{inside}</iq>")
+        assert condition(await life.server.stanza()) == expected
+
+
+async def test_an_answer_is_never_answered() -> None:
+    """RFC 6120 section 8.3.1; nor is what is no request at all."""
+    async with living() as life:
+        await life.server.send(
+            "<iq type='result'/><iq type='error'/><iq type='result' id='7' from='@'/>"
+            "<iq type='error' id='7'><error/></iq><iq type='result' id='7'/>"
+            f"<message from='{BOB}'><body>hello</body></message><presence type='error'/>"
+        )
+        await life.server.send(f"<iq type='get' id='last'>{A_QUERY}</iq>")
+        assert (await life.server.stanza()).get("id") == "last"
+
+
+async def test_a_handler_answers() -> None:
+    async def on_query(iq: Iq) -> Element | None:
+        return make("{urn:a}answer", {"to": str(iq.sender)}) if iq.type == "get" else None
+
+    async with living({QUERY: on_query}) as life:
+        await life.server.send(f"<iq type='get' id='7' from='{BOB}'>{A_QUERY}</iq>")
+        reply = await life.server.stanza()
+        assert [reply.get(key) for key in ("type", "id", "to")] == ["result", "7", str(BOB)]
+        assert [(child.tag, child.get("to")) for child in reply] == [
+            ("{urn:a}answer", str(BOB))
+        ]
+        await life.server.send(f"<iq type='set' id='8'>{A_QUERY}</iq>")
+        reply = await life.server.stanza()
+        assert [reply.get(key) for key in ("type", "id", "to")] == ["result", "8", None]
+        assert len(reply) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StanzaError(ErrorType.AUTH, "forbidden", "not you"), "auth forbidden"),
+        (JournalError("/home/me: disk full"), "cancel internal-server-error"),
+        (OfflineError("gone"), "wait internal-server-error"),
+    ],
+)
+async def test_a_handler_refuses(error: SyncdError, expected: str) -> None:
+    async def on_query(_: Iq) -> None:
+        raise error
+
+    async with living({QUERY: on_query}) as life:
+        await life.server.send(f"<iq type='get' id='7' from='{BOB}'>{A_QUERY}</iq>")
+        reply = await life.server.stanza()
+        assert condition(reply) == expected
+        assert "/home/me" not in life.server.heard.decode()
+
+
+async def test_a_bug_in_a_handler_is_not_hidden() -> None:
+    """It ends the session, and with it the process: the journal makes that cheap."""
+
+    async def on_query(_: Iq) -> None:
+        raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with living({QUERY: on_query}) as life:
+            await life.server.send(f"<iq type='get' id='7'>{A_QUERY}</iq>")
+            await trio.sleep_forever()
+
+
+async def test_only_so_many_requests_are_handled_at_a_time() -> None:
+    may_answer = trio.Event()
+
+    async def on_query(_: Iq) -> None:
+        await may_answer.wait()
+
+    async with living({QUERY: on_query}) as life:
+        for number in range(MAX_HANDLING + 1):
+            await life.server.send(f"<iq type='get' id='{number}'>{A_QUERY}</iq>")
+        reply = await life.server.stanza()
+        assert reply.get("id") == str(MAX_HANDLING)
+        assert condition(reply) == "wait resource-constraint"
+        may_answer.set()
+        answered = {(await life.server.stanza()).get("id") for _ in range(MAX_HANDLING)}
+        assert answered == {str(number) for number in range(MAX_HANDLING)}
+        await life.server.send(f"<iq type='get' id='again'>{A_QUERY}</iq>")
+        assert (await life.server.stanza()).get("type") == "result"
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_an_answer_that_comes_behind_our_footer_is_not_sent(early: bool) -> None:
+    """Whether the request came before the footer or behind it."""
+    may_answer = trio.Event()
+
+    async def on_query(_: Iq) -> None:
+        await may_answer.wait()
+
+    request = f"<iq type='get' id='7'>{A_QUERY}</iq><iq type='get' id='8'/>"
+    async with living({QUERY: on_query}) as life:
+        if early:
+            await life.server.send(f"<iq type='get' id='7'>{A_QUERY}</iq>")
+            await wait_all_tasks_blocked()
+        life.session.close()
+        await life.server.send(request)
+        await wait_all_tasks_blocked()
+        may_answer.set()
+        with pytest.raises(EOFError):
+            await life.server.stanza()
+        await life.server.send(S_FOOTER)
+        await life.ended.wait()
+        assert life.error is None
+        assert life.server.heard.decode() == S_FOOTER
+
+
+async def test_presences_go_to_who_asked_for_them() -> None:
+    """If that refuses one, it is not answered, and the next is taken."""
+
+    def refuse(_: Element) -> None:
+        raise StanzaError(ErrorType.MODIFY, "jid-malformed")
+
+    async with living() as life:
+        await life.server.send("<presence from='a@b/c'/>")
+        await wait_all_tasks_blocked()
+        assert [presence.get("from") for presence in life.presences] == ["a@b/c"]
+        life.session._presence_received = refuse
+        await life.server.send("<presence from='@'/>")
+        await life.server.send(f"<iq type='get' id='last'>{A_QUERY}</iq>")
+        assert (await life.server.stanza()).get("id") == "last"
+
+
+async def test_what_came_with_the_bind_is_handled_first() -> None:
+    early: list[Event] = [
+        StanzaReceived(make(PRESENCE)),
+        StreamEnded(OfflineError("the server hung up")),
+    ]
+    async with living(early=early) as life:
+        await life.ended.wait()
+        assert len(life.presences) == 1
+        assert str(life.error) == "the server hung up"
+
+
+async def test_nothing_but_stanzas_comes_on_an_open_stream() -> None:
+    with pytest.RaisesGroup(AssertionError, flatten_subgroups=True):
+        async with living(early=[TLSWanted()]):
+            await trio.sleep_forever()
+
+
+# Writing
+
+
+async def test_a_requester_that_is_cancelled_leaves_no_half_stanza() -> None:
+    """One task writes; here it is in the middle of a stanza that nobody wants any more."""
+    async with living(lockstep=True) as life:
+        big = make(QUERY, text="x" * 1_000_000)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(life.session.request, "set", BOB, big)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        life.session.send(make(PRESENCE, {"id": "behind"}))
+        first, second = await life.server.stanza(), await life.server.stanza()
+        assert len(first[0].text or "") == 1_000_000
+        assert second.get("id") == "behind"
+
+
+async def test_a_connection_that_takes_nothing_any_more_ends_when_it_is_read() -> None:
+    async with living() as life:
+        assert isinstance(life.server.transport, trio.StapledStream)
+        await life.server.transport.receive_stream.aclose()
+        life.session.send(make(PRESENCE))
+        await wait_all_tasks_blocked()
+        assert not life.ended.is_set()
+        await life.server.transport.aclose()
+        await life.ended.wait()
+        assert str(life.error) == "the server hung up"
+
+
+async def test_closing_is_a_handshake_of_footers() -> None:
+    async with living() as life:
+        life.session.send(make(PRESENCE))
+        life.session.close()
+        assert (await life.server.stanza()).tag == PRESENCE
+        with pytest.raises(EOFError):
+            await life.server.stanza()
+        await life.server.send(f"<presence/>{S_FOOTER}")
+        await life.ended.wait()
+        assert (life.error, len(life.presences)) == (None, 1)
+
+
+async def test_a_cancelled_session_closes_its_connection() -> None:
+    async with living() as life:
+        server = life.server
+    with pytest.raises(ClientGoneError):
+        await server.stanza()
+
+
+async def test_a_server_that_reads_nothing_does_not_hold_up_the_end(
+    autojump_clock: MockClock,
+) -> None:
+    async with living(lockstep=True) as life:
+        life.session.send(make(PRESENCE))
+        await wait_all_tasks_blocked()
+        started = trio.current_time()
+    assert trio.current_time() - started <= session.CLOSE_TIMEOUT
+
+
+# Keep-alive
+
+
+async def test_a_silent_server_is_asked_and_then_given_up(autojump_clock: MockClock) -> None:
+    async with living() as life:
+        ping = await life.server.stanza()
+        assert trio.current_time() == PING_AFTER
+        assert (ping.get("type"), ping.get("to"), ping[0].tag) == ("get", None, PING)
+        await life.ended.wait()
+        assert trio.current_time() == PING_AFTER + PING_TIMEOUT
+        assert isinstance(life.error, OfflineError)
+        assert str(life.error) == "the server was silent for 50 s"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_server_that_answers_is_alive(autojump_clock: MockClock, refused: bool) -> None:
+    async with living() as life:
+        for number in range(1, 4):
+            ping = await life.server.stanza()
+            assert trio.current_time() == number * PING_AFTER
+            if refused:
+                await life.server.send(refusal(ping, "cancel", "service-unavailable"))
+            else:
+                await life.server.answer(ping)
+        assert not life.ended.is_set()
+
+
+async def test_a_server_that_talks_is_not_asked(autojump_clock: MockClock) -> None:
+    async with living() as life:
+        for _ in range(10):
+            await trio.sleep(PING_AFTER - 1)
+            await life.server.send(" ")
+        await wait_all_tasks_blocked()
+        assert life.server.heard == b""
+        ping = await life.server.stanza()
+        assert ping[0].tag == PING
+
+
+async def test_whatever_comes_while_the_ping_is_out_is_a_sign_of_life(
+    autojump_clock: MockClock,
+) -> None:
+    """It may be queued behind much else, in either direction."""
+    async with living() as life:
+        for _ in range(3):
+            await life.server.stanza()
+            await trio.sleep(PING_TIMEOUT - 1)
+            await life.server.send(" ")
+        await trio.sleep(PING_AFTER - 1)
+        assert not life.ended.is_set()
+        await life.ended.wait()
+        assert str(life.error) == "the server was silent for 50 s"
+
+
+@pytest.mark.parametrize("closing", [True, False])
+async def test_silence_is_found_even_if_no_ping_can_be_sent(
+    autojump_clock: MockClock, closing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the server does not answer our footer."""
+    async with living() as life:
+        if closing:
+            life.session.close()
+        else:
+            monkeypatch.setattr(session, "MAX_WAITING", 0)
+        await life.ended.wait()
+        assert trio.current_time() == PING_AFTER + PING_TIMEOUT
+        assert str(life.error) == "the server was silent for 50 s"
