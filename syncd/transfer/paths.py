@@ -52,8 +52,10 @@ def last_component(name: str) -> str:
 
     COMPAT(gloox): sends whole paths, of whatever system.
     """
-    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
-    cleaned = "".join(c for c in last if not _is_control(c)).strip()
+    last = name.replace("\\", "/").rpartition("/")[2]
+    cleaned = "".join(c for c in last if not _is_control(c))
+    # Only now: what a control character kept apart may be one character together.
+    cleaned = unicodedata.normalize("NFC", cleaned).strip()
     while len(cleaned.encode(errors="replace")) > MAX_COMPONENT:
         cleaned = cleaned[:-1]
     if _reason_against(cleaned) or cleaned == PRIVATE:

@@ -3,6 +3,9 @@
 One task per accepted offer, in straight line: offer, bytestream, bytes, ``<finish/>``, place.
 The iq handlers only carry requests to that task and its answers back, so a stream that
 breaks takes no transfer with it: the sender asks again on the next one.
+
+More than 400 lines: the handlers and the task are the two halves of one protocol, and each
+is understood only beside the other.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import secrets
 import weakref
 from collections import OrderedDict
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import blake3
@@ -267,8 +270,6 @@ class Receiver:
         offer = si.read_offer(iq.payload)
         try:
             incoming = await self._accept(sender, offer, iq.payload)
-        except StanzaError:
-            raise
         except DeclinedError as error:
             log.info("declined a file from %s: %s", sender, error)
             raise StanzaError(ErrorType.CANCEL, "forbidden", str(error)) from error
@@ -455,13 +456,7 @@ class Receiver:
         if (finish.size, finish.digest) != (known.source_size, known.digest):
             # Same size and time, other content: the next offer must not find this shortcut.
             call.fail(StanzaError(ErrorType.WAIT, "conflict", "not the content that lies here"))
-            forgotten = Known(
-                peer=known.peer,
-                identity=known.identity,
-                source_size=-1,
-                source_mtime_ns=-1,
-                digest=known.digest,
-            )
+            forgotten = replace(known, source_size=-1, source_mtime_ns=-1)
             await self._arriving(
                 Arriving(inbox=incoming.inbox, path=incoming.path, known=forgotten)
             )

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from syncd.errors import ChangedError, ErrorType, TransferError
+from syncd.transfer import beneath
+from tests.support.peers import snapshot
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with a directory in it, beside a directory that nobody may reach."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "canary").write_bytes(b"alive")
+    folder = tmp_path / "folder"
+    (folder / "a" / "b").mkdir(parents=True)
+    return folder
+
+
+def listed(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# Directories
+
+
+@pytest.mark.parametrize("components", [(), ("a",), ("a", "b")])
+def test_descriptor_is_the_directory_at_the_end_of_the_path(
+    root: Path, components: tuple[str, ...]
+) -> None:
+    expected = root.joinpath(*components).stat()
+    with beneath.open_directory(root, components) as fd:
+        assert listed(fd) == (expected.st_dev, expected.st_ino)
+
+
+def test_the_folder_itself_may_be_a_link(root: Path) -> None:
+    link = root.with_name("link")
+    link.symlink_to(root)
+    with beneath.open_directory(link, ("a",)) as fd:
+        assert listed(fd) == (root.stat().st_dev, (root / "a").stat().st_ino)
+
+
+def test_missing_directories_are_made_only_when_asked_for(root: Path) -> None:
+    with pytest.raises(FileNotFoundError), beneath.open_directory(root, ("new", "deep")):
+        pass
+    assert not (root / "new").exists()
+    with beneath.open_directory(root, ("new", "deep"), create=True) as fd:
+        assert listed(fd)[1] == (root / "new" / "deep").stat().st_ino
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("components", [("link",), ("link", "x"), ("a", "link"), ("file",)])
+def test_links_and_files_on_the_way_end_the_walk(
+    root: Path, components: tuple[str, ...], create: bool
+) -> None:
+    for directory in (root, root / "a"):
+        (directory / "link").symlink_to(root.parent / "outside")
+    (root / "file").write_bytes(b"")
+    before = snapshot(root.parent)
+    with (
+        pytest.raises(OSError, match=os.strerror(errno.ENOTDIR)),
+        beneath.open_directory(root, components, create=create),
+    ):
+        pass
+    assert snapshot(root.parent) == before
+
+
+@pytest.mark.parametrize("components", [("a", "b"), ("a", "missing"), ("a", "b", "c", "d")])
+def test_no_descriptor_stays_open(root: Path, components: tuple[str, ...]) -> None:
+    before = open_descriptors()
+    with suppress(FileNotFoundError), beneath.open_directory(root, components):
+        pass
+    assert open_descriptors() == before
+
+
+def test_directory_that_is_swapped_for_a_link_all_the_time_never_leads_outside(
+    root: Path,
+) -> None:
+    """Every file that is made under the path lands below the folder, or is not made."""
+    stop = threading.Event()
+    link = root / "spare"
+    link.symlink_to(root.parent / "outside")
+
+    def swap() -> None:
+        with beneath.open_directory(root, ()) as fd:
+            while not stop.is_set():
+                beneath.exchange("a", fd, "spare", fd)
+
+    attacker = threading.Thread(target=swap)
+    attacker.start()
+    made = refused = 0
+    try:
+        while not (made > 100 and refused > 100) and made + refused < 100_000:
+            try:
+                with beneath.open_directory(root, ("a", "b"), create=True) as fd:
+                    os.close(os.open(f"f{made}", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+                made += 1
+            except (NotADirectoryError, FileNotFoundError):
+                refused += 1
+    finally:
+        stop.set()
+        attacker.join()
+    assert snapshot(root.parent / "outside") == {
+        str(root.parent / "outside" / "canary"): b"alive"
+    }
+    assert made > 0
+
+
+# Sources
+
+
+def test_source_is_opened_for_reading(root: Path) -> None:
+    (root / "a" / "file").write_bytes(b"content")
+    fd = beneath.open_source(root, ("a", "file"))
+    try:
+        assert os.read(fd, 100) == b"content"
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "components", [("gone",), ("gone", "x"), ("link",), ("linked", "canary"), ("a",), ("fifo",)]
+)
+def test_what_is_no_regular_file_any_more_has_changed(
+    root: Path, components: tuple[str, ...]
+) -> None:
+    """A link is never followed: it could lead to a file that was not to be sent."""
+    (root / "link").symlink_to(root.parent / "outside" / "canary")
+    (root / "linked").symlink_to(root.parent / "outside")
+    os.mkfifo(root / "fifo")
+    before = open_descriptors()
+    with pytest.raises(ChangedError):
+        beneath.open_source(root, components)
+    assert open_descriptors() == before
+
+
+def test_socket_in_the_place_of_a_file_has_changed(root: Path) -> None:
+    os.mknod(root / "socket", 0o140644)
+    with pytest.raises(ChangedError):
+        beneath.open_source(root, ("socket",))
+
+
+def test_source_that_cannot_be_read_has_not_changed(root: Path) -> None:
+    with pytest.raises(TransferError, match="File name too long") as caught:
+        beneath.open_source(root, ("x" * 256,))
+    assert type(caught.value) is TransferError
+
+
+# Renaming
+
+
+@pytest.fixture
+def here(root: Path) -> int:
+    (root / "new").write_bytes(b"new")
+    (root / "old").write_bytes(b"old")
+    return os.open(root, os.O_RDONLY)
+
+
+class OldKernel:
+    """A C library whose newer calls fail, as on an old kernel or a poor file system."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def renameat2(self, *_: object) -> int:
+        ctypes.set_errno(self._code)
+        return -1
+
+    fallocate = renameat2
+
+
+@pytest.fixture(params=[None, errno.EINVAL, errno.ENOSYS])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one, a file system without the flags, a kernel without the call."""
+    if request.param is not None:
+        monkeypatch.setattr(beneath, "_libc", OldKernel(request.param))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_renaming_never_replaces(root: Path, here: int) -> None:
+    with pytest.raises(FileExistsError):
+        beneath.rename_new("new", here, "old", here)
+    assert ((root / "new").read_bytes(), (root / "old").read_bytes()) == (b"new", b"old")
+    os.close(here)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_renaming_moves_the_file_itself(root: Path, here: int) -> None:
+    inode = (root / "new").stat().st_ino
+    with beneath.open_directory(root, ("a",)) as directory:
+        beneath.rename_new("new", here, "free", directory)
+    assert not (root / "new").exists()
+    assert (root / "a" / "free").stat().st_ino == inode
+    os.close(here)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_renaming_never_goes_through_a_link(root: Path, here: int) -> None:
+    (root / "link").symlink_to(root.parent / "outside" / "fresh")
+    with pytest.raises(FileExistsError):
+        beneath.rename_new("new", here, "link", here)
+    assert not (root.parent / "outside" / "fresh").exists()
+    os.close(here)
+
+
+def test_other_failures_of_renaming_are_not_worked_around(
+    root: Path, here: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beneath, "_libc", OldKernel(errno.EROFS))
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        beneath.rename_new("new", here, "free", here)
+    assert not (root / "free").exists()
+    os.close(here)
+
+
+def test_exchange_swaps_two_files_in_one_step(root: Path, here: int) -> None:
+    beneath.exchange("new", here, "old", here)
+    assert ((root / "new").read_bytes(), (root / "old").read_bytes()) == (b"old", b"new")
+    with pytest.raises(FileNotFoundError):
+        beneath.exchange("new", here, "missing", here)
+    os.close(here)
+
+
+# Room
+
+
+def test_reserved_blocks_do_not_count_as_arrived(root: Path, here: int) -> None:
+    fd = os.open(root / "new", os.O_RDWR)
+    beneath.reserve(fd, 1 << 20)
+    status = os.fstat(fd)
+    os.close(fd)
+    os.close(here)
+    assert status.st_size == 3
+    assert status.st_blocks * 512 >= 1 << 20
+
+
+def test_nothing_needs_no_room(root: Path, here: int) -> None:
+    """The kernel itself refuses a length of 0."""
+    beneath.reserve(here, 0)
+    os.close(here)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS])
+def test_file_system_that_cannot_reserve_is_no_failure(
+    here: int, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(beneath, "_libc", OldKernel(code))
+    beneath.reserve(here, 1)
+    os.close(here)
+
+
+def test_file_larger_than_the_file_system_takes_is_an_error(root: Path, here: int) -> None:
+    fd = os.open(root / "new", os.O_RDWR)
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        beneath.reserve(fd, 2**63 - 1)
+    os.close(fd)
+    os.close(here)
+
+
+# Explanations
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ENOSPC, ErrorType.WAIT),
+        (errno.EDQUOT, ErrorType.WAIT),
+        (errno.EROFS, ErrorType.WAIT),
+        (errno.EIO, ErrorType.WAIT),
+        (errno.EACCES, ErrorType.WAIT),
+        (errno.EPERM, ErrorType.WAIT),
+        (errno.ENOENT, ErrorType.WAIT),
+        (errno.EFBIG, ErrorType.CANCEL),
+        (errno.EXDEV, ErrorType.CANCEL),
+        (errno.ENOTDIR, ErrorType.CANCEL),
+        (errno.ELOOP, ErrorType.CANCEL),
+        (errno.EISDIR, ErrorType.CANCEL),
+    ],
+)
+def test_errors_of_the_disk_become_sentences_and_say_whether_to_wait(
+    code: int, kind: ErrorType
+) -> None:
+    error = beneath.explain(OSError(code, os.strerror(code)), "the file cannot be stored")
+    assert error.type == kind
+    assert str(error).startswith("the file cannot be stored: ")
+    assert bool(error.hint) == (code != errno.ENOENT)

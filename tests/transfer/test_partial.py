@@ -1,0 +1,595 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import blake3
+import pytest
+
+from syncd.errors import ErrorType, TransferError
+from syncd.transfer import beneath, partial
+from syncd.transfer.partial import Action, Identity, PartialFile, Place, identity_of, key_of
+from tests.support.disk import small_disk
+from tests.support.peers import snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CONTENT = b"what was sent"
+DIGEST = blake3.blake3(CONTENT).digest()
+SIZE = len(CONTENT)
+MTIME = 1_900_000_000_123_456_789
+KEY = key_of("alice@example.org", "photos", "a/file.txt", SIZE, MTIME)
+WHERE = ("a", "file.txt")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "canary").write_bytes(b"alive")
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    return folder
+
+
+@contextmanager
+def arrived(root: Path, content: bytes = CONTENT, key: str = KEY) -> Iterator[PartialFile]:
+    """A partial file in which all bytes are."""
+    file = PartialFile(root, key, len(content))
+    try:
+        os.pwrite(file.fd, content, 0)
+        file.seal(MTIME)
+        yield file
+    finally:
+        file.close()
+
+
+def private(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / ".syncd").iterdir())
+
+
+def existing(root: Path, content: bytes = b"ours") -> Identity:
+    (root / "a" / "file.txt").write_bytes(content)
+    identity = identity_of(root, WHERE)
+    assert identity is not None
+    return identity
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "a").iterdir()}
+
+
+# Keys
+
+
+def test_key_tells_apart_who_what_and_which_version() -> None:
+    keys = [
+        key_of("a@b", "f", "p", 1, 2),
+        key_of("a@c", "f", "p", 1, 2),
+        key_of("a@b", "g", "p", 1, 2),
+        key_of("a@b", "f", "q", 1, 2),
+        key_of("a@b", "f", "p", 12, 2),
+        key_of("a@b", "f", "p", 1, 22),
+        key_of("a@b", "fp", "", 1, 2),
+    ]
+    assert len(set(keys)) == len(keys)
+    firsts = [key.partition("-")[0] for key in keys]
+    assert [first == firsts[0] for first in firsts] == [
+        True, False, False, False, True, True, False,
+    ]  # fmt: skip
+    assert key_of("é@b", "f", "\n/ü", 1, 2).isascii()
+
+
+# Arriving
+
+
+def test_new_partial_file_is_empty_private_and_has_its_room(root: Path) -> None:
+    file = PartialFile(root, KEY, 100_000)
+    status = os.fstat(file.fd)
+    file.close()
+    assert (file.offset, status.st_size, status.st_mode & 0o777) == (0, 0, 0o600)
+    assert status.st_blocks * 512 >= 100_000
+    assert (root / ".syncd").stat().st_mode & 0o077 == 0
+    assert private(root) == [KEY]
+
+
+def test_partial_file_goes_on_at_its_size(root: Path) -> None:
+    first = PartialFile(root, KEY, SIZE)
+    os.pwrite(first.fd, CONTENT[:5], 0)
+    first.close()
+    second = PartialFile(root, KEY, SIZE)
+    assert (second.offset, os.pread(second.fd, 100, 0)) == (5, CONTENT[:5])
+    second.close()
+
+
+def test_partial_file_larger_than_the_file_starts_anew(root: Path) -> None:
+    first = PartialFile(root, KEY, SIZE)
+    os.pwrite(first.fd, CONTENT + b"!", 0)
+    first.close()
+    second = PartialFile(root, KEY, SIZE)
+    assert (second.offset, os.fstat(second.fd).st_size) == (0, 0)
+    second.close()
+
+
+def test_restart_forgets_what_has_arrived(root: Path) -> None:
+    with arrived(root):
+        pass
+    file = PartialFile(root, KEY, SIZE)
+    file.restart()
+    assert (file.offset, os.fstat(file.fd).st_size) == (0, 0)
+    file.close()
+
+
+def test_other_versions_of_the_same_file_are_forgotten(root: Path) -> None:
+    """And nothing else: neither other files, nor those that nobody resumes."""
+    older = key_of("alice@example.org", "photos", "a/file.txt", 99, 1)
+    other = key_of("alice@example.org", "photos", "a/other.txt", 99, 1)
+    for key in (older, other, "0123.part", KEY):
+        PartialFile(root, key, 99).close()
+    assert private(root) == sorted([other, "0123.part", KEY])
+
+
+def test_partial_file_of_a_plain_client_leaves_the_others_alone(root: Path) -> None:
+    PartialFile(root, KEY, SIZE).close()
+    PartialFile(root, "4567.part", SIZE).close()
+    assert private(root) == sorted([KEY, "4567.part"])
+
+
+def test_closing_twice_closes_once(root: Path) -> None:
+    file = PartialFile(root, KEY, SIZE)
+    file.close()
+    taken = os.open(root, os.O_RDONLY)  # most likely the number that was just let go
+    file.close()
+    assert os.fstat(taken).st_ino == root.stat().st_ino
+    os.close(taken)
+
+
+def test_discarding_deletes_once(root: Path) -> None:
+    file = PartialFile(root, KEY, SIZE)
+    file.discard()
+    file.close()
+    PartialFile(root, KEY, SIZE).close()  # the next one's
+    file.discard()
+    assert private(root) == [KEY]
+
+
+def test_discarding_what_somebody_else_deleted_is_no_failure(root: Path) -> None:
+    file = PartialFile(root, KEY, SIZE)
+    (root / ".syncd" / KEY).unlink()
+    file.discard()
+    file.close()
+    assert private(root) == []
+
+
+def test_folder_that_is_gone_is_an_error_to_tell(root: Path) -> None:
+    file = PartialFile(root, KEY, SIZE)
+    root.rename(root.with_name("moved"))
+    with pytest.raises(TransferError, match="No such file"):
+        file.discard()
+    file.close()
+    with pytest.raises(TransferError, match="No such file"):
+        PartialFile(root, KEY, SIZE)
+
+
+def test_file_that_the_disk_refuses_leaves_nothing(root: Path) -> None:
+    """A peer cannot fill the directory with the names of files that are never sent."""
+    with pytest.raises(TransferError):
+        PartialFile(root, "0123.part", 2**63 - 1)
+    assert private(root) == []
+
+
+def test_file_that_no_disk_takes_is_not_waited_for(root: Path) -> None:
+    with pytest.raises(TransferError) as caught:
+        PartialFile(root, KEY, 2**63 - 1)
+    assert caught.value.type == ErrorType.CANCEL
+
+
+# Links
+
+
+def test_linked_private_directory_is_not_followed(root: Path) -> None:
+    (root / ".syncd").symlink_to(root.parent / "outside")
+    before = snapshot(root.parent)
+    with pytest.raises(TransferError):
+        PartialFile(root, KEY, SIZE)
+    assert snapshot(root.parent) == before
+
+
+def test_linked_partial_file_is_not_followed(root: Path) -> None:
+    PartialFile(root, KEY, SIZE).close()
+    (root / ".syncd" / KEY).unlink()
+    (root / ".syncd" / KEY).symlink_to(root.parent / "outside" / "canary")
+    before = snapshot(root.parent)
+    with pytest.raises(TransferError):
+        PartialFile(root, KEY, SIZE)
+    assert snapshot(root.parent) == before
+
+
+@pytest.mark.parametrize("kind", ["hard link", "fifo", "directory"])
+def test_only_a_plain_file_is_gone_on_from(root: Path, kind: str) -> None:
+    """A second name of the canary would be written to, and lose its mode."""
+    PartialFile(root, KEY, SIZE).close()
+    place = root / ".syncd" / KEY
+    place.unlink()
+    match kind:
+        case "hard link":
+            place.hardlink_to(root.parent / "outside" / "canary")
+        case "fifo":
+            os.mkfifo(place)
+        case _:
+            place.mkdir()
+    with pytest.raises(TransferError):
+        PartialFile(root, KEY, SIZE)
+    assert (root.parent / "outside" / "canary").read_bytes() == b"alive"
+
+
+@pytest.mark.parametrize("where", [("link", "file.txt"), ("a", "link", "file.txt")])
+def test_linked_directories_are_never_written_through(
+    root: Path, where: tuple[str, ...]
+) -> None:
+    for directory in (root, root / "a"):
+        (directory / "link").symlink_to(root.parent / "outside")
+    before = snapshot(root.parent / "outside")
+    with arrived(root) as file:
+        with pytest.raises(TransferError):
+            file.choose_place(where, None, DIGEST, "alice")
+        with pytest.raises(TransferError):
+            file.publish(Place(Action.NEW, where))
+    assert snapshot(root.parent / "outside") == before
+    assert private(root) == [KEY]
+
+
+def test_linked_final_name_is_kept_and_never_followed(root: Path) -> None:
+    """Even a link to the very same content is somebody's link, not this file."""
+    (root.parent / "outside" / "canary").write_bytes(CONTENT)
+    (root / "a" / "file.txt").symlink_to(root.parent / "outside" / "canary")
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, None, DIGEST, "alice")
+        file.publish(place)
+    assert place.action == Action.CONFLICT
+    assert (root / "a" / "file.txt").is_symlink()
+    assert (root / "a" / place.components[1]).read_bytes() == CONTENT
+
+
+def test_parent_that_becomes_a_link_after_the_choice_is_not_followed(root: Path) -> None:
+    before = snapshot(root.parent / "outside")
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, None, DIGEST, "alice")
+        (root / "a").rmdir()
+        (root / "a").symlink_to(root.parent / "outside")
+        with pytest.raises(TransferError):
+            file.publish(place)
+    assert snapshot(root.parent / "outside") == before
+    assert private(root) == [KEY]
+
+
+def test_directory_at_the_final_name_is_a_conflict(root: Path) -> None:
+    (root / "a" / "file.txt").mkdir()
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, None, DIGEST, "alice")
+        file.publish(place)
+    assert place.action == Action.CONFLICT
+    assert (root / "a" / "file.txt").is_dir()
+
+
+# Sealing
+
+
+def test_sealed_file_has_the_senders_time_and_ordinary_permissions(root: Path) -> None:
+    (root / "ordinary").touch()
+    with arrived(root) as file:
+        sealed = file.seal(MTIME)
+        status = os.fstat(file.fd)
+    assert status.st_mode == (root / "ordinary").stat().st_mode
+    assert sealed == Identity(SIZE, MTIME, status.st_ino)
+
+
+def test_file_without_a_time_of_the_sender_keeps_that_of_its_last_byte(root: Path) -> None:
+    with closing(PartialFile(root, KEY, SIZE)) as file:
+        os.pwrite(file.fd, CONTENT, 0)
+        written = os.fstat(file.fd).st_mtime_ns
+        assert file.seal(None).mtime_ns == written
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_umask_is_honoured(root: Path, umask: int, mode: int) -> None:
+    """In a process of its own: the umask of this one belongs to all threads."""
+    code = (
+        "import sys, pathlib; from syncd.transfer.partial import PartialFile;"
+        "f = PartialFile(pathlib.Path(sys.argv[1]), 'x.part', 0); f.seal(None);"
+        "from syncd.transfer.partial import Place, Action;"
+        "f.publish(Place(Action.NEW, ('d', 'f')))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(root)],
+        check=True,
+        umask=umask,
+    )
+    assert (root / "d" / "f").stat().st_mode & 0o777 == mode
+    assert (root / "d").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_umask_that_the_kernel_does_not_tell_is_taken_as_strict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux before 4.7."""
+    (tmp_path / "status").write_text("Name:\tsyncd\n")
+    monkeypatch.setattr(partial, "Path", lambda _: tmp_path / "status")
+    assert partial._read_umask() == 0o077
+
+
+# Choosing and publishing
+
+
+def test_new_file_gets_its_name(root: Path) -> None:
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, None, DIGEST, "alice")
+        assert place == Place(Action.NEW, WHERE)
+        sealed = Identity.of(os.fstat(file.fd))
+        file.publish(place)
+    assert files(root) == {"file.txt": CONTENT}
+    assert identity_of(root, WHERE) == sealed
+    assert private(root) == []
+
+
+def test_directories_are_made_for_a_new_file(root: Path) -> None:
+    with arrived(root) as file:
+        file.publish(file.choose_place(("x", "y", "z"), None, DIGEST, "alice"))
+    assert (root / "x" / "y" / "z").read_bytes() == CONTENT
+
+
+def test_published_file_is_not_discarded_any_more(root: Path) -> None:
+    with arrived(root) as file:
+        file.publish(Place(Action.NEW, WHERE))
+        file.discard()
+    assert files(root) == {"file.txt": CONTENT}
+
+
+def test_same_content_needs_no_second_copy(root: Path) -> None:
+    identity = existing(root, CONTENT)
+    with arrived(root) as file:
+        assert file.choose_place(WHERE, None, DIGEST, "alice") == Place(
+            Action.SAME, WHERE, identity
+        )
+
+
+def test_same_size_is_not_the_same_content(root: Path) -> None:
+    existing(root, b"x" * SIZE)
+    with arrived(root) as file:
+        assert file.choose_place(WHERE, None, DIGEST, "alice").action == Action.CONFLICT
+
+
+def test_content_that_is_not_known_is_never_the_same(root: Path) -> None:
+    existing(root, CONTENT)
+    with arrived(root) as file:
+        assert file.choose_place(WHERE, None, None, "alice").action == Action.CONFLICT
+
+
+def test_untouched_version_of_the_same_sender_is_replaced(root: Path) -> None:
+    known = existing(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        file.publish(place)
+    assert place == Place(Action.REPLACE, WHERE, known)
+    assert files(root) == {"file.txt": CONTENT}
+    assert private(root) == []
+
+
+@pytest.mark.parametrize("change", ["content", "time", "file"])
+def test_version_that_was_touched_since_is_kept(root: Path, change: str) -> None:
+    known = existing(root)
+    path = root / "a" / "file.txt"
+    match change:
+        case "content":
+            path.write_bytes(b"our edit")
+        case "time":
+            os.utime(path, ns=(1, 1))
+        case _:
+            path.rename(root / "a" / "elsewhere")
+            path.write_bytes(b"ours")
+            os.utime(path, ns=(known.mtime_ns, known.mtime_ns))
+    before = files(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        file.publish(place)
+    assert place.action == Action.CONFLICT
+    assert files(root) == before | {place.components[1]: CONTENT}
+
+
+def test_version_that_changes_in_the_last_instant_is_kept_aside(root: Path) -> None:
+    known = existing(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        (root / "a" / "file.txt").write_bytes(b"our last word")
+        file.publish(place)
+    [aside] = set(files(root)) - {"file.txt"}
+    assert aside.startswith("file.conflict-local-")
+    assert aside.endswith(".txt")
+    assert files(root) == {"file.txt": CONTENT, aside: b"our last word"}
+    assert private(root) == []
+
+
+def test_name_that_is_taken_while_a_version_is_kept_aside_is_passed_over(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program is always faster, twice: nothing is lost, and nothing replaced."""
+    known = existing(root)
+    real = beneath.rename_new
+    rivals: list[str] = []
+
+    def raced(source: str, source_fd: int, target: str, target_fd: int) -> None:
+        if len(rivals) < 2:
+            rivals.append(target)
+            (root / "a" / target).write_bytes(b"rival")
+        real(source, source_fd, target, target_fd)
+
+    monkeypatch.setattr(partial, "rename_new", raced)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        (root / "a" / "file.txt").write_bytes(b"our last word")
+        file.publish(place)
+    assert sorted(files(root).values()) == sorted(
+        [CONTENT, b"our last word", b"rival", b"rival"]
+    )
+    assert files(root)["file.txt"] == CONTENT
+    assert private(root) == []
+
+
+def test_version_that_is_deleted_in_the_last_instant_is_no_hindrance(root: Path) -> None:
+    known = existing(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        (root / "a" / "file.txt").unlink()
+        file.publish(place)
+    assert files(root) == {"file.txt": CONTENT}
+
+
+def test_name_that_is_taken_in_the_last_instant_is_told_and_chosen_anew(root: Path) -> None:
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, None, DIGEST, "alice")
+        existing(root)
+        with pytest.raises(FileExistsError):
+            file.publish(place)
+        again = file.choose_place(WHERE, None, DIGEST, "alice")
+        file.publish(again)
+    assert again.action == Action.CONFLICT
+    assert files(root) == {"file.txt": b"ours", again.components[1]: CONTENT}
+
+
+def test_two_programs_that_publish_at_once_lose_nothing(root: Path) -> None:
+    """Every one of many files for one name is there in the end."""
+    contents = [b"version %d" % number for number in range(12)]
+
+    def deliver(content: bytes) -> None:
+        key = f"{content.decode().replace(' ', '')}.part"
+        with arrived(root, content, key) as file:
+            while True:
+                place = file.choose_place(WHERE, None, blake3.blake3(content).digest(), "alice")
+                try:
+                    file.publish(place)
+                except FileExistsError:
+                    continue
+                return
+
+    threads = [threading.Thread(target=deliver, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(files(root).values()) == sorted(contents)
+    assert private(root) == []
+
+
+def test_failure_of_the_disk_while_publishing_is_explained(root: Path) -> None:
+    with arrived(root) as file:
+        (root / ".syncd" / KEY).unlink()
+        with pytest.raises(TransferError, match="cannot be stored"):
+            file.publish(Place(Action.NEW, WHERE))
+
+
+# Names of conflicts
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [
+        ("photo.jpeg", "photo.conflict-alice-", ".jpeg"),
+        ("archive.tar.gz", "archive.tar.conflict-alice-", ".gz"),
+        ("README", "README.conflict-alice-", ""),
+        (".profile", ".profile.conflict-alice-", ""),
+        ("x" * 251 + ".txt", "x" * 200, ".txt"),
+        ("é" * 125 + ".txt", "é" * 100, ".txt"),
+        ("\U0001f4c1" * 63 + "abc", "\U0001f4c1" * 50, ""),
+        ("x." + "y" * 253, "x." + "y" * 200, ""),
+        ("\U0001f4c1." + "y" * 250, "\U0001f4c1." + "y" * 190, ""),
+    ],
+)
+def test_conflict_keeps_beginning_and_extension_and_fits(
+    root: Path, name: str, begin: str, end: str
+) -> None:
+    (root / name).write_bytes(b"ours")
+    with arrived(root) as file:
+        place = file.choose_place((name,), None, DIGEST, "alice")
+        file.publish(place)
+    [conflict] = place.components
+    assert conflict.startswith(begin)
+    assert conflict.endswith(end)
+    assert ".conflict-alice-" in conflict
+    assert len(conflict.encode()) <= 255
+    assert ((root / name).read_bytes(), (root / conflict).read_bytes()) == (b"ours", CONTENT)
+
+
+def test_conflict_fits_even_with_the_longest_of_senders(root: Path) -> None:
+    """A local part may have 1,023 bytes."""
+    name = "x" * 200 + ".txt"
+    (root / name).write_bytes(b"ours")
+    with arrived(root) as file:
+        place = file.choose_place((name,), None, DIGEST, "ü" * 511)
+        file.publish(place)
+    [conflict] = place.components
+    assert conflict.startswith("x" * 100)
+    assert conflict.endswith(".txt")
+    assert (root / conflict).read_bytes() == CONTENT
+
+
+def test_conflicts_of_the_same_second_are_counted(root: Path) -> None:
+    existing(root)
+    for number in range(5):
+        with arrived(root, b"%d" % number, f"{number}.part") as file:
+            file.publish(file.choose_place(WHERE, None, None, "alice"))
+    assert sorted(files(root).values()) == [b"0", b"1", b"2", b"3", b"4", b"ours"]
+
+
+def test_conflicts_have_an_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    existing(root)
+    monkeypatch.setattr(partial, "_MAX_CONFLICTS", 1)
+    with arrived(root) as file, pytest.raises(TransferError, match="conflicts"):
+        file.choose_place(WHERE, None, DIGEST, "alice")
+
+
+# Looking
+
+
+def test_identity_is_of_regular_files_below_the_folder_only(root: Path) -> None:
+    identity = existing(root)
+    (root / "link").symlink_to(root / "a")
+    status = (root / "a" / "file.txt").stat()
+    assert identity == Identity(status.st_size, status.st_mtime_ns, status.st_ino)
+    assert identity_of(root, ("link", "file.txt")) is None
+    assert identity_of(root, ("missing",)) is None
+    assert identity_of(root, ("missing", "file.txt")) is None
+
+
+# A full disk
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of one MiB."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    with small_disk(folder):
+        yield folder
+
+
+def test_full_disk_is_found_before_the_transfer_and_leaves_nothing(full: Path) -> None:
+    with pytest.raises(TransferError) as caught:
+        PartialFile(full, KEY, 2 << 20)
+    assert caught.value.type == ErrorType.WAIT
+    assert caught.value.hint
+    assert private(full) == []
+
+
+def test_full_disk_keeps_what_had_arrived_before(full: Path) -> None:
+    first = PartialFile(full, KEY, 900_000)
+    os.pwrite(first.fd, CONTENT, 0)
+    first.close()
+    (full / ".syncd" / KEY).rename(full / ".syncd" / "kept.part")
+    with pytest.raises(TransferError):
+        PartialFile(full, "kept.part", 2 << 20)
+    assert (full / ".syncd" / "kept.part").read_bytes() == CONTENT

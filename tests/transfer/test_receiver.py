@@ -1,0 +1,1157 @@
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import blake3
+import pytest
+import trio
+import trio.testing
+
+from syncd.errors import (
+    BytestreamError,
+    DeclinedError,
+    ErrorType,
+    OfflineError,
+    StanzaError,
+    TransferError,
+)
+from syncd.transfer import beneath, receiver, s5b, si
+from syncd.transfer.partial import PartialFile, key_of
+from syncd.transfer.sender import Sent
+from syncd.xmpp.jid import JID
+from syncd.xmpp.stanza import Iq, make_iq
+from syncd.xmpp.xml import is_writable, make
+from tests.support.disk import make_room, small_disk
+from tests.support.hostile import HARMLESS, REFUSED
+from tests.support.peers import (
+    ALICE,
+    BOB,
+    FOLDER,
+    LONG_AGO,
+    MALLORY,
+    Fault,
+    Peers,
+    open_files,
+    open_peers,
+    snapshot,
+)
+from tests.support.steps import cancelled_at
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from xml.etree.ElementTree import Element
+
+    from syncd.transfer.receiver import Arriving
+
+MIB = 1 << 20  # bytes
+LARGE = 16 * MIB
+
+
+def content(size: int) -> bytes:
+    """Bytes that are the same nowhere else in the file."""
+    return blake3.blake3(b"%d" % size).digest(length=size)
+
+
+def digest(data: bytes) -> bytes:
+    return blake3.blake3(data).digest()
+
+
+def an_offer(
+    *, path: str | None = "a", name: str = "a", size: int | None = 1, sid: str = ""
+) -> si.Offer:
+    """An offer of a syncd, or of a plain client if there is no path."""
+    sync = None if path is None else si.Sync(folder=FOLDER, path=path, mtime_ns=LONG_AGO)
+    return si.Offer(
+        sid=sid or secrets.token_hex(16),
+        name=name,
+        size=size,
+        methods=(si.BYTESTREAMS,),
+        ranged=path is not None,
+        sync=sync,
+    )
+
+
+def streamhosts(peers: Peers) -> list[s5b.Streamhost]:
+    return [s5b.Streamhost(ALICE, "127.0.0.1", peers.listener.port)]
+
+
+async def open_by_hand(peers: Peers, sid: str, sender: JID = ALICE) -> trio.SocketStream:
+    with peers.listener.expect(s5b.dstaddr(sid, sender, BOB)) as slot:
+        await peers.ask(s5b.make_query(sid, streamhosts(peers)), sender=sender)
+        return await slot.winner()
+
+
+async def plain_send(peers: Peers, name: str, data: bytes, *, size: int | None = None) -> None:
+    """Send as a client does that knows nothing of syncd."""
+    offer = an_offer(path=None, name=name, size=len(data) if size is None else size)
+    await peers.ask(si.make_offer(offer))
+    stream = await open_by_hand(peers, offer.sid)
+    await stream.send_all(data)
+    await stream.aclose()
+    await peers.settled()
+
+
+async def refused(asking: Awaitable[object]) -> StanzaError:
+    with pytest.raises(StanzaError) as caught:
+        await asking
+    return caught.value
+
+
+def offsets(peers: Peers) -> list[int]:
+    """Where each offer was answered to begin."""
+    found = []
+    for exchange in peers.server.exchanges:
+        if exchange.tag == si.SI:
+            offer, [answer] = si.read_offer(exchange.payload), exchange.answers
+            found.append(si.read_answer(answer[0], offer).offset)
+    return found
+
+
+# Going on in the middle
+
+
+async def test_transfer_that_was_cut_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.cut_at(5 * MIB)
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        assert peers.received() == {}
+        assert [path.stat().st_size for path in peers.partials()] == [5 * MIB]
+        peers.relay.cut_at(None)
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert offsets(peers) == [0, 5 * MIB]
+        assert peers.relay.passed == LARGE
+        assert peers.received() == {"a": data}
+        assert peers.partials() == []
+
+
+async def test_transfer_goes_on_after_a_restart_of_the_receiver(tmp_path: Path) -> None:
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.hold_at(5 * MIB)
+        async with trio.open_nursery() as nursery:
+
+            async def restart() -> None:
+                await peers.relay.reached.wait()
+                await peers.restart_receiver()
+                peers.relay.resume.set()
+
+            nursery.start_soon(restart)
+            with pytest.raises(TransferError):
+                await peers.send(source)
+        peers.relay.hold_at(None)
+        [partial] = peers.partials()
+        kept = partial.stat().st_size
+        assert 0 < kept <= 5 * MIB
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert offsets(peers) == [0, kept]
+        assert peers.received() == {"a": data}
+
+
+async def test_many_cuts_lead_to_the_same_file(tmp_path: Path) -> None:
+    data = content(100_000)
+    cuts = [1, 1, 999, 65_536]
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        for cut in cuts:
+            peers.relay.cut_at(cut)
+            with pytest.raises(TransferError):
+                await peers.send(source)
+            await peers.settled()
+        peers.relay.cut_at(None)
+        await peers.send(source)
+        assert offsets(peers) == [0, 1, 2, 1001, 66_537]
+        assert peers.received() == {"a": data}
+
+
+async def test_beginning_that_is_not_the_files_is_dropped(tmp_path: Path) -> None:
+    """A disk that lies costs one transfer, never the file."""
+    data = content(2 * MIB)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.cut_at(MIB)
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        peers.relay.cut_at(None)
+        [partial] = peers.partials()
+        with partial.open("r+b") as file:
+            file.write(b"not what was sent")
+        with pytest.raises(TransferError, match="not what was sent") as caught:
+            await peers.send(source)
+        assert caught.value.type == ErrorType.WAIT
+        await peers.settled()
+        assert (peers.received(), peers.partials()) == ({}, [])
+        await peers.send(source)
+        assert offsets(peers) == [0, MIB, 0]
+        assert peers.received() == {"a": data}
+
+
+async def test_byte_that_is_forged_on_the_way_is_found(tmp_path: Path) -> None:
+    data = content(MIB)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.flip_at(MIB - 1)
+        with pytest.raises(TransferError, match="not what was sent"):
+            await peers.send(source)
+        await peers.settled()
+        assert (peers.received(), peers.partials(), peers.arrived) == ({}, [], [])
+
+
+async def test_surplus_bytes_are_refused(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.relay.add(b"!")
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a", b"content"))
+        await peers.settled()
+        assert (peers.received(), peers.arrived) == ({}, [])
+
+
+async def test_new_version_does_not_go_on_from_the_old_one(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.relay.cut_at(MIB)
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a", content(2 * MIB)))
+        await peers.settled()
+        peers.relay.cut_at(None)
+        data = content(3 * MIB)
+        await peers.send(peers.write("a", data))
+        assert offsets(peers) == [0, 0]
+        assert peers.received() == {"a": data}
+        assert peers.partials() == []
+
+
+async def test_file_that_is_offered_again_ends_its_former_transfer(tmp_path: Path) -> None:
+    """The sender was restarted, and the receiver has not noticed: its socket is still open."""
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.hold_at(MIB)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def vanish() -> None:
+                    await peers.relay.reached.wait()
+                    scope.cancel()
+
+                nursery.start_soon(vanish)
+                await peers.send(source)
+        [first] = peers.incoming
+        assert not first.ended.is_set()
+        peers.relay.hold_at(None)
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert first.ended.is_set()
+        assert offsets(peers) == [0, MIB]
+        assert peers.received() == {"a": data}
+
+
+@pytest.mark.parametrize(
+    ("sids", "condition"), [("1 1", "not-acceptable"), ("1 2", "resource-constraint")]
+)
+async def test_file_that_is_offered_twice_at_once_is_taken_once(
+    tmp_path: Path, sids: str, condition: str
+) -> None:
+    """Two transfers must never write to one partial file."""
+    async with open_peers(tmp_path) as peers:
+        outcomes: list[str] = []
+
+        async def ask(sid: str) -> None:
+            try:
+                answer = await peers.ask(si.make_offer(an_offer(sid=sid)))
+            except StanzaError as error:
+                outcomes.append(error.condition)
+            else:
+                outcomes.append(answer.type)
+
+        async with trio.open_nursery() as nursery:
+            for sid in sids.split():
+                nursery.start_soon(ask, sid)
+        assert sorted(outcomes) == [condition, "result"]
+        assert len(peers.partials()) == 1
+
+
+# Being there already
+
+
+async def test_file_that_came_before_the_restart_is_not_sent_again(tmp_path: Path) -> None:
+    data = content(MIB)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.server.inject(si.FINISH, *[Fault.LOSE_ANSWER] * 3)
+        with pytest.raises(OfflineError):
+            await peers.send(source)
+        await peers.restart_receiver()
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert offsets(peers) == [0, MIB]
+        assert peers.server.tags().count(s5b.TAG) == 1
+        assert peers.relay.passed == MIB
+        assert len(peers.arrived) == 1
+
+
+@pytest.mark.parametrize("change", ["edited", "deleted", "other sender"])
+async def test_file_that_is_not_as_it_came_is_sent_again(tmp_path: Path, change: str) -> None:
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", b"content")
+        await peers.send(source)
+        match change:
+            case "edited":
+                (peers.folder / "a").write_bytes(b"our edit")
+            case "deleted":
+                (peers.folder / "a").unlink()
+            case _:
+                known = peers.journal[FOLDER, "a"]
+                peers.journal[FOLDER, "a"] = replace(known, peer=MALLORY.bare)
+        await peers.send(source)
+        assert offsets(peers) == [0, 0]
+        expected = {"edited": [b"content", b"our edit"]}.get(change, [b"content"])
+        assert sorted(peers.received().values()) == expected
+
+
+async def test_other_content_of_the_same_size_and_time_is_found_out(tmp_path: Path) -> None:
+    """The first answer is a wrong "already here"; the hash says so, and the next is right."""
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("a", b"content"))
+        source = peers.write("a", b"CONTENT")
+        with pytest.raises(TransferError) as caught:
+            await peers.send(source)
+        assert caught.value.type == ErrorType.WAIT
+        await peers.settled()
+        assert peers.received() == {"a": b"content"}
+        await peers.send(source)
+        assert offsets(peers) == [0, 7, 0]
+        assert peers.received() == {"a": b"CONTENT"}
+
+
+# Who, and what
+
+
+STRANGER = StanzaError(ErrorType.CANCEL, "forbidden", "not accepted from you here")
+
+
+@pytest.mark.parametrize("path", ["a", None])
+async def test_stranger_is_refused_and_leaves_no_trace(
+    tmp_path: Path, path: str | None
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        before = snapshot(tmp_path)
+        error = await refused(peers.ask(si.make_offer(an_offer(path=path)), sender=MALLORY))
+        assert (error.type, error.condition, error.text) == (
+            STRANGER.type,
+            STRANGER.condition,
+            STRANGER.text,
+        )
+        assert snapshot(tmp_path) == before
+        assert peers.incoming == []
+
+
+async def test_folder_that_is_not_shared_is_refused(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        source = replace(peers.write("a", b"x"), folder="private")
+        with pytest.raises(DeclinedError):
+            await peers.send(source)
+        assert peers.received() == {}
+
+
+@pytest.mark.parametrize("sender", [JID.parse("alice@example.org"), JID.parse("example.org")])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        si.make_offer(an_offer()),
+        s5b.make_query("a0", []),
+        si.make_finish(si.Finish(sid="a0", size=1, digest=bytes(32))),
+    ],
+    ids=["offer", "bytestream", "finish"],
+)
+async def test_only_a_full_address_can_transfer(
+    tmp_path: Path, sender: JID, payload: Element
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        assert (await refused(peers.ask(payload, sender=sender))).condition == "forbidden"
+
+
+@pytest.mark.parametrize("tag", [si.SI, s5b.TAG, si.FINISH])
+async def test_transfers_are_asked_for_by_set(tmp_path: Path, tag: str) -> None:
+    async with open_peers(tmp_path) as peers:
+        assert (await refused(peers.ask(make(tag), kind="get"))).condition == "bad-request"
+
+
+async def test_server_that_does_not_say_who_is_refused(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        payload = si.make_offer(an_offer())
+        iq = Iq("set", "1", None, payload, make_iq("set", "1", None, payload))
+        error = await refused(peers.receiver.on_offer(iq))
+        assert error.condition == "forbidden"
+
+
+async def test_offers_that_cannot_be_taken_say_why(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        before = snapshot(tmp_path)
+        in_band = replace(an_offer(), methods=(si.IBB,))
+        error = await refused(peers.ask(si.make_offer(in_band)))
+        assert (error.condition, error.app) == (
+            "bad-request",
+            f"{{{si.NS_SI}}}no-valid-streams",
+        )
+        for path in ("a", None):
+            error = await refused(peers.ask(si.make_offer(an_offer(path=path, size=None))))
+            assert (error.condition, error.text) == (
+                "bad-request",
+                "the size of the file is missing",
+            )
+        huge = an_offer(size=2**63 - 1)
+        error = await refused(peers.ask(si.make_offer(huge)))
+        assert (error.type, error.condition) == (ErrorType.CANCEL, "not-acceptable")
+        (peers.folder / ".syncd").rmdir()
+        assert snapshot(tmp_path) == before
+
+
+async def test_gate_of_the_schema_is_passed_first(tmp_path: Path) -> None:
+    """What our own reading would overlook is refused by it."""
+    async with open_peers(tmp_path) as peers:
+        offer = an_offer()
+        await peers.ask(si.make_offer(offer))
+        broken = si.make_offer(an_offer(path="b"))
+        broken[0].append(make(si.RANGE, {"offset": "-1"}))
+        assert (await refused(peers.ask(broken))).condition == "bad-request"
+        query = s5b.make_query(offer.sid, [])
+        query.append(make(f"{{{s5b.NS}}}unheard-of"))
+        assert (await refused(peers.ask(query))).condition == "bad-request"
+        finish = si.make_finish(si.Finish(sid=offer.sid, size=1, digest=bytes(32)))
+        finish.append(make(f"{{{si.NS_SYNC}}}child"))
+        assert (await refused(peers.ask(finish))).condition == "bad-request"
+
+
+async def test_finish_that_is_malformed_harms_nobody(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        finish = si.make_finish(si.Finish(sid="a0", size=1, digest=bytes(32)))
+        finish.set("blake3", "é" * 44)
+        error = await refused(peers.ask(finish, sender=MALLORY))
+        assert error.condition == "bad-request"
+        assert (await peers.send(peers.write("a", b"x"))).confirmed
+
+
+async def test_only_who_was_accepted_can_open_and_finish(tmp_path: Path) -> None:
+    """Neither another account, nor another resource of the same, nor another sid."""
+    async with open_peers(tmp_path) as peers:
+        offer = an_offer()
+        await peers.ask(si.make_offer(offer))
+        for sender in (MALLORY, ALICE.with_resource("phone")):
+            query = s5b.make_query(offer.sid, streamhosts(peers))
+            assert (
+                await refused(peers.ask(query, sender=sender))
+            ).condition == "not-acceptable"
+            finish = si.make_finish(si.Finish(sid=offer.sid, size=1, digest=bytes(32)))
+            assert (
+                await refused(peers.ask(finish, sender=sender))
+            ).condition == "item-not-found"
+        other = s5b.make_query("other", streamhosts(peers))
+        assert (await refused(peers.ask(other))).condition == "not-acceptable"
+
+
+async def test_receipt_is_told_only_to_its_sender(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("a", b"x"))
+        [question] = [each for each in peers.server.exchanges if each.tag == si.FINISH]
+        error = await refused(peers.ask(question.payload, sender=MALLORY))
+        assert (error.type, error.condition) == (ErrorType.WAIT, "item-not-found")
+        # The sender may have got another resource meanwhile.
+        again = await peers.ask(question.payload, sender=ALICE.with_resource("phone"))
+        assert si.read_receipt(again.payload) == si.read_finish(question.payload)
+
+
+async def test_oldest_receipts_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "MAX_RECEIPTS", 2)
+    async with open_peers(tmp_path) as peers:
+        for number in range(3):
+            await peers.send(peers.write(str(number), b""))
+        first, *others = [each for each in peers.server.exchanges if each.tag == si.FINISH]
+        assert (await refused(peers.ask(first.payload))).condition == "item-not-found"
+        for other in others:
+            assert (await peers.ask(other.payload)).type == "result"
+
+
+# Limits
+
+
+@pytest.mark.parametrize("path", ["b", None])
+async def test_sid_that_is_in_use_is_refused(tmp_path: Path, path: str | None) -> None:
+    async with open_peers(tmp_path) as peers:
+        first = an_offer()
+        await peers.ask(si.make_offer(first))
+        error = await refused(peers.ask(si.make_offer(an_offer(path=path, sid=first.sid))))
+        assert error.condition == "not-acceptable"
+        # Another resource has sids of its own.
+        second = si.make_offer(an_offer(path="c", sid=first.sid))
+        assert (await peers.ask(second, sender=ALICE.with_resource("phone"))).type == "result"
+
+
+async def test_sid_of_a_transfer_that_has_ended_may_come_again(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        for data in (b"first", b"second"):
+            offer = an_offer(path=None, name=data.decode(), size=len(data), sid="1")
+            await peers.ask(si.make_offer(offer))
+            stream = await open_by_hand(peers, "1")
+            await stream.send_all(data)
+            await stream.aclose()
+            await peers.settled()
+        assert peers.received() == {"first": b"first", "second": b"second"}
+
+
+@pytest.mark.parametrize(("per_peer", "in_all"), [(2, 9), (9, 2)])
+async def test_no_more_transfers_than_can_be_kept_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_peer: int, in_all: int
+) -> None:
+    monkeypatch.setattr(receiver, "MAX_PER_PEER", per_peer)
+    monkeypatch.setattr(receiver, "MAX_OPEN", in_all)
+    async with open_peers(tmp_path) as peers:
+        for name in ("a", "b"):
+            await peers.ask(si.make_offer(an_offer(path=None, name=name)))
+        error = await refused(peers.ask(si.make_offer(an_offer(path=None, name="c"))))
+        assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        assert len(peers.partials()) == 2
+
+
+async def test_offers_that_come_at_once_do_not_pass_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "MAX_OPEN", 3)
+    async with open_peers(tmp_path) as peers:
+        before = open_files()
+        outcomes: list[str] = []
+
+        async def ask(name: str) -> None:
+            try:
+                await peers.ask(si.make_offer(an_offer(path=None, name=name)))
+            except StanzaError as error:
+                outcomes.append(error.condition)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(ask, str(number))
+        assert outcomes == ["resource-constraint"] * 7
+        assert len(peers.partials()) == 3
+        await peers.stop_receiver()
+        assert open_files() == before
+
+
+async def test_requests_for_one_transfer_have_a_limit(tmp_path: Path) -> None:
+    """Six ask at once for a receipt that nobody can give yet; each gets an answer."""
+    async with open_peers(tmp_path) as peers:
+        offer = an_offer()
+        await peers.ask(si.make_offer(offer))
+        finish = si.make_finish(si.Finish(sid=offer.sid, size=1, digest=bytes(32)))
+        conditions: list[str] = []
+
+        async def ask() -> None:
+            conditions.append((await refused(peers.ask(finish))).condition)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert conditions == ["item-not-found"] * 2
+            await peers.stop_receiver()
+        assert conditions == ["item-not-found"] * 6
+
+
+# Deadlines
+
+
+async def test_bytestream_that_is_never_opened_ends_the_transfer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "OPEN_TIMEOUT", 0.01)
+    async with open_peers(tmp_path) as peers:
+        offers = [an_offer(path=None), an_offer()]
+        for offer in offers:
+            await peers.ask(si.make_offer(offer))
+        await trio.testing.wait_all_tasks_blocked()
+        await peers.settled()
+        for offer in offers:
+            query = s5b.make_query(offer.sid, streamhosts(peers))
+            assert (await refused(peers.ask(query))).condition == "not-acceptable"
+        # What can be resumed is kept, even when it is nothing yet.
+        assert [path.parent.parent for path in peers.partials()] == [peers.folder]
+
+
+async def test_transfer_that_is_never_finished_ends_and_keeps_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "FINISH_TIMEOUT", 0.01)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", b"content")
+        held = trio.Event()
+        peers.server.inject(si.FINISH, held)
+
+        async def release() -> None:
+            await peers.server.asked(si.FINISH)
+            await peers.settled()
+            held.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(release)
+            with pytest.raises(TransferError, match="given this transfer up"):
+                await peers.send(source)
+        assert peers.received() == {}
+        assert (await peers.send(source)).confirmed
+        assert peers.relay.passed == len(b"content")
+
+
+async def test_present_file_that_is_never_asked_about_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("a", b"content"))
+        monkeypatch.setattr(receiver, "FINISH_TIMEOUT", 0.01)
+        await peers.ask(si.make_offer(an_offer(size=7)))
+        await trio.testing.wait_all_tasks_blocked()
+        await peers.settled()
+        assert len(peers.incoming) == 2
+        assert peers.incoming[1].present is not None
+
+
+# Streams that break, handlers that are cancelled
+
+
+async def test_answer_that_is_lost_while_bytes_begin_costs_one_attempt(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", content(MIB))
+        for tag, fault in (
+            (si.SI, Fault.LOSE_ANSWER),
+            (si.SI, Fault.LOSE_REQUEST),
+            (s5b.TAG, Fault.LOSE_ANSWER),
+            (s5b.TAG, Fault.LOSE_REQUEST),
+        ):
+            peers.server.inject(tag, fault)
+            with pytest.raises(OfflineError):
+                await peers.send(source)
+        assert (await peers.send(source)).confirmed
+        assert peers.received() == {"a": content(MIB)}
+
+
+async def test_bytestream_that_is_opened_twice_does_no_harm(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.inject(s5b.TAG, Fault.TWICE)
+        assert (await peers.send(peers.write("a", content(MIB)))).confirmed
+        assert peers.received() == {"a": content(MIB)}
+        await trio.testing.wait_all_tasks_blocked()
+        answers = [each.answers for each in peers.server.exchanges if each.tag == s5b.TAG]
+        assert sorted(answer.get("type", "") for [answer] in answers) == ["error", "result"]
+
+
+def hold_the_journal(peers: Peers) -> tuple[trio.Event, trio.Event]:
+    """Let the disk be busy when the next file comes; the events: it is, it may go on."""
+    busy, go_on = trio.Event(), trio.Event()
+
+    async def wait(_: Arriving) -> None:
+        if not busy.is_set():
+            busy.set()
+            await go_on.wait()
+
+    peers.on_arriving = wait
+    return busy, go_on
+
+
+async def test_question_that_is_cancelled_with_its_stream_does_not_stop_the_storing(
+    tmp_path: Path,
+) -> None:
+    """The second question, on the next stream, waits for the same disk and gets the receipt."""
+    async with open_peers(tmp_path) as peers:
+        busy, go_on = hold_the_journal(peers)
+        source = peers.write("a", b"content")
+
+        async def outage() -> None:
+            await busy.wait()
+            peers.server.break_stream()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            go_on.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outage)
+            assert (await peers.send(source)).confirmed
+        assert peers.server.tags() == [si.SI, s5b.TAG, si.FINISH, si.FINISH]
+        assert [each.broken for each in peers.server.exchanges] == [False, False, True, False]
+        assert len(peers.arrived) == 1
+
+
+async def test_transfer_that_is_ended_while_it_is_stored_still_answers(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        busy, _ = hold_the_journal(peers)
+        source = peers.write("a", b"content")
+
+        async def send_again() -> None:
+            await busy.wait()
+            assert (await peers.send(source)).confirmed
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_again)
+            with pytest.raises(TransferError, match="given this transfer up"):
+                await peers.send(source)
+        assert peers.received() == {"a": b"content"}
+        assert peers.relay.passed == len(b"content")
+
+
+async def test_transfer_that_is_ended_while_it_connects_still_answers(tmp_path: Path) -> None:
+    """A streamhost that accepts and says nothing, and a sender that is restarted meanwhile."""
+    async with open_peers(tmp_path) as peers:
+        [silent] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with silent, trio.open_nursery() as nursery:
+            offer = an_offer()
+            await peers.ask(si.make_offer(offer))
+            port = silent.socket.getsockname()[1]
+            query = s5b.make_query(offer.sid, [s5b.Streamhost(ALICE, "127.0.0.1", port)])
+
+            async def ask() -> None:
+                assert (await refused(peers.ask(query))).condition == "item-not-found"
+
+            nursery.start_soon(ask)
+            connection = await silent.accept()
+            assert (await peers.send(peers.write("a", b"x"))).confirmed
+            await connection.aclose()
+
+
+async def test_streamhosts_that_lead_nowhere_end_the_transfer(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        [listening] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        dead = listening.socket.getsockname()[1]
+        await listening.aclose()
+        real, peers.relay.port = peers.relay.port, dead
+        source = peers.write("a", b"x")
+        with pytest.raises(BytestreamError):
+            await peers.send(source)
+        await peers.settled()
+        peers.relay.port = real
+        assert (await peers.send(source)).confirmed
+
+
+async def test_receiver_that_is_offline_by_now_takes_no_bytes(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        offer = an_offer()
+        peers.online = False
+        await peers.ask(si.make_offer(offer))
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        query = s5b.make_query(offer.sid, streamhosts(peers))
+        assert (await refused(peers.ask(query))).condition == "not-acceptable"
+
+
+async def test_bug_ends_one_transfer_and_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_peers(tmp_path) as peers:
+
+        async def stumble(_: Arriving) -> None:
+            await trio.lowlevel.checkpoint()
+            raise LookupError("a bug")
+
+        source = peers.write("a", b"x")
+        peers.on_arriving, well = stumble, peers.on_arriving
+        with pytest.raises(TransferError, match="given this transfer up"):
+            await peers.send(source)
+        peers.on_arriving = well
+        assert (await peers.send(source)).confirmed
+    assert "LookupError: a bug" in caplog.text
+
+
+async def test_offer_that_is_cancelled_at_any_step_leaves_nothing_open(tmp_path: Path) -> None:
+    """Its stream breaks while the disk is asked; of a sender that is sent the whole again."""
+    async with open_peers(tmp_path) as peers:
+        offer = replace(an_offer(size=2), ranged=False)
+        key = key_of(str(ALICE.bare), FOLDER, "a", 2, LONG_AGO)
+        payload = si.make_offer(offer)
+        iq = Iq("set", "1", ALICE, payload, make_iq("set", "1", None, payload))
+
+        async def ask() -> None:
+            await peers.receiver.on_offer(iq)
+
+        for step in range(1, 1_000):
+            partial = PartialFile(peers.folder, key, 2)
+            os.pwrite(partial.fd, b"x", 0)
+            partial.close()
+            before = open_files()
+            cancelled = await cancelled_at(step, ask)
+            await peers.restart_receiver()
+            assert open_files() == before
+            assert peers.partials() == [peers.folder / ".syncd" / key]
+            if not cancelled:
+                break
+        assert step > 5
+        assert not cancelled
+
+
+async def test_transfer_that_was_accepted_and_never_begun_is_let_go_as_well(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        before = open_files()
+        await peers.stop_receiver()
+        for path in ("a", None):
+            await peers.ask(si.make_offer(an_offer(path=path)))
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await peers.receiver.run()
+        assert open_files() == before
+        assert [path.parent.parent for path in peers.partials()] == [peers.folder]
+
+
+async def test_stopping_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        before = open_files()
+        for path in ("a", "b", None):
+            await peers.ask(si.make_offer(an_offer(path=path)))
+        await peers.stop_receiver()
+        assert open_files() == before
+
+
+async def test_sender_that_cannot_begin_in_the_middle_is_asked_for_the_whole(
+    tmp_path: Path,
+) -> None:
+    data = content(2 * MIB)
+    async with open_peers(tmp_path) as peers:
+        peers.relay.cut_at(MIB)
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a", data))
+        await peers.settled()
+        offer = replace(an_offer(size=len(data)), ranged=False)
+        answer = await peers.ask(si.make_offer(offer))
+        assert si.read_answer(answer.payload, offer).offset == 0
+        stream = await open_by_hand(peers, offer.sid)
+        await stream.send_all(data)
+        await stream.aclose()
+        finish = si.Finish(sid=offer.sid, size=len(data), digest=digest(data))
+        receipt = await peers.ask(si.make_finish(finish))
+        assert si.read_receipt(receipt.payload) == finish
+        assert peers.received() == {"a": data}
+
+
+# Plain clients
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * MIB])
+async def test_file_of_a_plain_client_is_done_at_the_end_of_the_stream(
+    tmp_path: Path, size: int
+) -> None:
+    data = content(size)
+    async with open_peers(tmp_path) as peers:
+        await plain_send(peers, "photo.jpg", data)
+        assert peers.received() == {"photo.jpg": data}
+        assert peers.partials() == []
+        [arriving] = peers.arrived
+        assert (arriving.inbox.folder, arriving.path) == ("", "photo.jpg")
+        assert peers.server.tags() == [si.SI, s5b.TAG]
+
+
+async def test_plain_client_that_does_not_hang_up_is_done_at_the_last_byte(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        offer = an_offer(path=None, size=7)
+        await peers.ask(si.make_offer(offer))
+        async with await open_by_hand(peers, offer.sid) as stream:
+            await stream.send_all(b"content")
+            await peers.settled()
+            assert peers.received() == {"a": b"content"}
+
+
+@pytest.mark.parametrize("data", [b"", b"conten", b"content!", b"content" * 1_000])
+async def test_plain_client_that_sends_more_or_less_delivers_nothing(
+    tmp_path: Path, data: bytes
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        await plain_send(peers, "a", data, size=7)
+        assert (peers.received(), peers.partials(), peers.arrived) == ({}, [], [])
+
+
+async def test_files_of_one_name_from_plain_clients_are_all_kept(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        for data in (b"first", b"second", b"first"):
+            await plain_send(peers, "photo.jpg", data)
+        names = sorted(peers.received())
+        assert sorted(peers.received().values()) == [b"first", b"second"]
+        assert names[1] == "photo.jpg"
+        assert names[0].startswith("photo.conflict-alice-")
+        assert names[0].endswith(".jpg")
+
+
+async def test_inbox_that_is_gone_harms_no_other_transfer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk was unmounted while a client was sending."""
+    monkeypatch.setattr(receiver, "OPEN_TIMEOUT", 0.05)
+    async with open_peers(tmp_path) as peers:
+        await peers.ask(si.make_offer(an_offer(path=None)))
+        peers.inbox.rename(tmp_path / "unmounted")
+        await trio.testing.wait_all_tasks_blocked()
+        await peers.settled()
+        error = await refused(peers.ask(si.make_offer(an_offer(path=None))))
+        assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        assert (await peers.send(peers.write("a", b"x"))).confirmed
+
+
+# Paths
+
+
+@pytest.mark.parametrize("path", REFUSED, ids=ascii)
+async def test_hostile_path_changes_nothing_anywhere(tmp_path: Path, path: str) -> None:
+    """Asked past the parser, which would not even let some of them through."""
+    (tmp_path / "canary").write_bytes(b"alive")
+    async with open_peers(tmp_path) as peers:
+        before = snapshot(tmp_path)
+        payload = si.make_offer(an_offer(path=path))
+        iq = Iq("set", "1", ALICE, payload, make_iq("set", "1", None, payload))
+        error = await refused(peers.receiver.on_offer(iq))
+        assert error.condition in ("forbidden", "bad-request")
+        assert peers.incoming == []
+        assert snapshot(tmp_path) == before
+
+
+async def test_path_that_only_looks_hostile_arrives_below_the_folder(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "canary").write_bytes(b"alive")
+        for path in HARMLESS:
+            await peers.send(peers.write(path, path.encode()))
+        got = {
+            os.fsdecode(os.fsencode(name)): data
+            for name, data in snapshot(peers.folder).items()
+            if data is not None
+        }
+        assert got == {str(peers.folder / path): path.encode() for path in HARMLESS}
+        assert snapshot(outside) == {str(outside / "canary"): b"alive"}
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "folder",
+            "inbox",
+            "outside",
+            "source",
+        ]
+
+
+async def test_every_name_of_a_plain_client_arrives_in_the_inbox(tmp_path: Path) -> None:
+    names = [name for name in (*REFUSED, *HARMLESS) if name and is_writable(name)]
+    async with open_peers(tmp_path) as peers:
+        for name in names:
+            await plain_send(peers, name, name.encode())
+        assert sorted(peers.received().values()) == sorted(name.encode() for name in names)
+        assert len([path for path in peers.inbox.iterdir() if path.is_file()]) == len(names)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "folder",
+            "inbox",
+            "source",
+        ]
+
+
+@pytest.mark.parametrize("path", ["link/a", "b/link/a"])
+async def test_linked_directory_in_the_folder_is_never_written_through(
+    tmp_path: Path, path: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    async with open_peers(tmp_path) as peers:
+        link = peers.folder / Path(path).parent
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(outside)
+        with pytest.raises(TransferError):
+            await peers.send(peers.write(path, b"x"))
+        assert list(outside.iterdir()) == []
+
+
+async def test_parent_that_becomes_a_link_in_the_last_instant_is_not_followed(
+    tmp_path: Path,
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    async with open_peers(tmp_path) as peers:
+
+        async def swap(_: Arriving) -> None:
+            (peers.folder / "d").rmdir()
+            (peers.folder / "d").symlink_to(outside)
+            await trio.lowlevel.checkpoint()
+
+        peers.on_arriving = swap
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("d/a", b"x"))
+        assert list(outside.iterdir()) == []
+
+
+# Places
+
+
+async def test_journal_knows_of_a_file_before_it_gets_its_name(tmp_path: Path) -> None:
+    """Or the folder's own scan would find a file that nobody knows, and send it back."""
+    async with open_peers(tmp_path) as peers:
+        seen: list[tuple[list[str], int]] = []
+
+        async def look(arriving: Arriving) -> None:
+            await trio.lowlevel.checkpoint()
+            [partial] = peers.partials()
+            assert partial.stat().st_ino == arriving.known.identity.inode
+            seen.append((list(peers.received()), partial.stat().st_mtime_ns))
+
+        peers.on_arriving = look
+        await peers.send(peers.write("a", b"x"))
+        assert seen == [([], LONG_AGO)]
+
+
+async def test_new_version_replaces_the_one_that_came_before(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        for data in (b"first", b"second", b""):
+            await peers.send(peers.write("a", data))
+            assert peers.received() == {"a": data}
+        assert peers.partials() == []
+
+
+async def test_our_own_edit_is_kept_beside_the_new_version(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("a.txt", b"first"))
+        (peers.folder / "a.txt").write_bytes(b"our edit")
+        await peers.send(peers.write("a.txt", b"second"))
+        received = peers.received()
+        assert received.pop("a.txt") == b"our edit"
+        [(name, data)] = received.items()
+        assert name.startswith("a.conflict-alice-")
+        assert name.endswith(".txt")
+        assert data == b"second"
+        assert peers.arrived[-1].path == name
+
+
+async def test_version_of_another_sender_is_not_replaced(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("a", b"first"))
+        peers.journal[FOLDER, "a"] = replace(peers.journal[FOLDER, "a"], peer=MALLORY.bare)
+        await peers.send(peers.write("a", b"second"))
+        assert peers.received()["a"] == b"first"
+        assert sorted(peers.received().values()) == [b"first", b"second"]
+
+
+async def test_content_that_lies_there_already_is_not_doubled(tmp_path: Path) -> None:
+    """Both ends had the file before they met."""
+    async with open_peers(tmp_path) as peers:
+        (peers.folder / "a").write_bytes(b"content")
+        inode = (peers.folder / "a").stat().st_ino
+        assert (await peers.send(peers.write("a", b"content"))).confirmed
+        assert peers.received() == {"a": b"content"}
+        assert (peers.folder / "a").stat().st_ino == inode
+        assert peers.partials() == []
+        assert peers.arrived[-1].known.identity.inode == inode
+        # And the next version may replace it.
+        await peers.send(peers.write("a", b"next"))
+        assert peers.received() == {"a": b"next"}
+
+
+async def test_file_that_appears_in_the_last_instant_is_kept(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+
+        async def be_faster(arriving: Arriving) -> None:
+            await trio.lowlevel.checkpoint()
+            if arriving.path == "a":
+                (peers.folder / "a").write_bytes(b"ours")
+
+        peers.on_arriving = be_faster
+        assert (await peers.send(peers.write("a", b"theirs"))).confirmed
+        received = peers.received()
+        assert received.pop("a") == b"ours"
+        assert list(received.values()) == [b"theirs"]
+        assert [arriving.path for arriving in peers.arrived] == ["a", *received]
+
+
+async def test_program_that_is_always_faster_is_not_waited_for(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+
+        async def be_faster(arriving: Arriving) -> None:
+            await trio.lowlevel.checkpoint()
+            (peers.folder / arriving.path).write_bytes(b"ours")
+
+        peers.on_arriving = be_faster
+        source = peers.write("a", b"theirs")
+        with pytest.raises(TransferError, match="all the time") as caught:
+            await peers.send(source)
+        assert caught.value.type == ErrorType.WAIT
+        assert set(peers.received().values()) == {b"ours"}
+        assert len(peers.arrived) == receiver.MAX_RACES
+        assert len(peers.partials()) == 1
+
+
+async def test_files_for_one_place_are_placed_one_after_the_other(tmp_path: Path) -> None:
+    """Two resources of one account send two versions of one inbox name at once."""
+    async with open_peers(tmp_path) as peers:
+        placing: list[str] = []
+
+        async def place(_: Arriving) -> None:
+            placing.append("begin")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            placing.append("end")
+
+        peers.on_arriving = place
+        async with trio.open_nursery() as nursery:
+            for data in (b"first", b"second"):
+                nursery.start_soon(plain_send, peers, "a", data)
+        await peers.settled()
+        assert placing == ["begin", "end"] * 2
+        assert sorted(peers.received().values()) == [b"first", b"second"]
+
+
+# Full disks
+
+
+async def test_full_disk_is_told_and_waited_for(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        with small_disk(peers.folder):
+            source = peers.write("a", content(2 * MIB))
+            with pytest.raises(TransferError, match=r"\[resource-constraint\]") as caught:
+                await peers.send(source)
+            assert caught.value.type == ErrorType.WAIT
+            assert s5b.TAG not in peers.server.tags()
+            assert (peers.received(), peers.partials()) == ({}, [])
+            await peers.send(peers.write("small", b"x"))
+            make_room(peers.folder)
+            assert (await peers.send(source)).confirmed
+            assert peers.received() == {"a": content(2 * MIB), "small": b"x"}
+
+
+class NoReservation:
+    """A C library on a file system that cannot reserve blocks; the rest is the real one."""
+
+    def __init__(self, real: object) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        function: Callable[..., int] = getattr(self._real, name)
+        return function
+
+    def fallocate(self, *_: object) -> int:
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+
+async def test_disk_that_fills_up_while_bytes_arrive_keeps_what_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beneath, "_libc", NoReservation(beneath._libc))
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        with small_disk(peers.folder):
+            source = peers.write("a", data)
+            with pytest.raises(TransferError) as caught:
+                await peers.send(source)
+            assert caught.value.type == ErrorType.WAIT
+            await peers.settled()
+            assert peers.received() == {}
+            [partial] = peers.partials()
+            kept = partial.stat().st_size
+            assert 0 < kept <= MIB
+            make_room(peers.folder)
+            assert await peers.send(source) == Sent(True, digest(data))
+            assert offsets(peers) == [0, kept]
+            assert peers.received() == {"a": data}

@@ -1,0 +1,646 @@
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import blake3
+import pytest
+import trio
+
+from syncd.errors import (
+    BytestreamError,
+    ChangedError,
+    DeclinedError,
+    ErrorType,
+    IntegrityError,
+    OfflineError,
+    RemoteProtocolError,
+    StanzaError,
+    SyncdError,
+    TransferError,
+)
+from syncd.transfer import s5b, sender, si
+from syncd.transfer.sender import Sent, Target
+from tests.support.peers import ALICE, BOB, Fault, Peers, open_files, open_peers
+from tests.support.steps import cancelled_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from xml.etree.ElementTree import Element
+
+    from syncd.transfer.sender import Source
+    from syncd.xmpp.stanza import Iq
+
+MIB = 1 << 20  # bytes
+# More than the kernel keeps between two ends, so that a sender can be caught in the middle.
+LARGE = 16 * MIB
+
+
+def content(size: int) -> bytes:
+    """Bytes that are the same nowhere else in the file."""
+    return blake3.blake3(b"%d" % size).digest(length=size)
+
+
+def digest(data: bytes) -> bytes:
+    return blake3.blake3(data).digest()
+
+
+def offered(peers: Peers, number: int = 0) -> si.Offer:
+    offers = [each for each in peers.server.exchanges if each.tag == si.SI]
+    return si.read_offer(offers[number].payload)
+
+
+# Whole transfers
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * MIB])
+async def test_file_arrives_whole_with_its_time_and_is_confirmed(
+    tmp_path: Path, size: int
+) -> None:
+    data = content(size)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("2031/a.raw", data)
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert peers.received() == {"2031/a.raw": data}
+        arrived = (peers.folder / "2031/a.raw").stat()
+        assert arrived.st_mtime_ns == source.version.mtime_ns
+        assert peers.partials() == []
+        [arriving] = peers.arrived
+        assert (arriving.path, arriving.known.digest) == ("2031/a.raw", digest(data))
+        assert arriving.known.identity.inode == arrived.st_ino
+
+
+async def test_nothing_left_to_send_needs_no_bytestream_between_syncds(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("empty", b""))
+        assert peers.server.tags() == [si.SI, si.FINISH]
+        await peers.send(peers.write("full", b"x"))
+        assert peers.server.tags()[2:] == [si.SI, s5b.TAG, si.FINISH]
+
+
+async def test_watcher_sees_how_far_it_is(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("a", content(MIB)))
+        assert [progress.offset for progress in peers.sending] == [MIB]
+        assert [incoming.progress.offset for incoming in peers.incoming] == [MIB]
+
+
+async def test_many_files_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    files = {f"d/{number}": content(number * 10_000) for number in range(20)}
+    async with open_peers(tmp_path) as peers:
+        async with trio.open_nursery() as nursery:
+            for path, data in files.items():
+                nursery.start_soon(peers.send, peers.write(path, data))
+        assert peers.received() == files
+
+
+async def test_plain_client_gets_a_plain_offer_and_cannot_confirm(tmp_path: Path) -> None:
+    data = content(MIB)
+    async with open_peers(tmp_path) as peers:
+        sent = await peers.send(peers.write("2031/a.raw", data), is_syncd=False)
+        await peers.settled()
+        assert sent == Sent(False, digest(data))
+        offer = offered(peers)
+        assert (offer.name, offer.size, offer.ranged, offer.sync) == (
+            "a.raw",
+            MIB,
+            False,
+            None,
+        )
+        assert peers.server.tags() == [si.SI, s5b.TAG]
+        assert peers.received() == {"a.raw": data}
+
+
+async def test_plain_client_gets_a_bytestream_for_an_empty_file_too(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("empty", b""), is_syncd=False)
+        await peers.settled()
+        assert peers.server.tags() == [si.SI, s5b.TAG]
+        assert peers.received() == {"empty": b""}
+
+
+async def test_every_transfer_has_an_id_that_nobody_guesses(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        for number in range(3):
+            await peers.send(peers.write(str(number), b"x"))
+        sids = {offered(peers, number).sid for number in range(3)}
+        assert [len(sid) for sid in sids] == [32, 32, 32]
+
+
+# Names
+
+
+async def test_path_is_sent_in_the_one_form_and_read_in_that_of_the_disk(
+    tmp_path: Path,
+) -> None:
+    path = unicodedata.normalize("NFD", "Ångström/é")
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write(path, b"x"))
+        assert peers.received() == {"Ångström/é": b"x"}
+
+
+@pytest.mark.parametrize("path", ["bad\udcff", "a\\..\\b", "tab\there", ".syncd/x.part"])
+async def test_names_that_nobody_takes_are_not_even_offered(tmp_path: Path, path: str) -> None:
+    async with open_peers(tmp_path) as peers:
+        with pytest.raises(DeclinedError) as caught:
+            await peers.send(peers.write(path, b"x"))
+        assert str(caught.value).isprintable()
+        assert peers.server.tags() == []
+
+
+# Files that do not stand still
+
+
+def appended(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def overwritten(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"other")
+
+
+def replaced(path: Path) -> None:
+    new = path.with_name("new")
+    new.write_bytes(content(LARGE))
+    status = path.stat()
+    os.utime(new, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    new.rename(path)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, MIB)
+
+
+def touched(path: Path) -> None:
+    os.utime(path, ns=(1, 1))
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+CHANGES = [appended, overwritten, replaced, truncated, touched, moved, Path.unlink]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+async def test_file_that_changes_before_it_is_sent_is_not_offered(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", content(LARGE))
+        change(peers.source / "a")
+        with pytest.raises(ChangedError):
+            await peers.send(source)
+        assert peers.server.tags() == []
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+async def test_file_that_changes_while_it_is_sent_is_never_delivered(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """And its next version is, though the receiver still waits for the end of the first."""
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", content(LARGE))
+        peers.relay.hold_at(MIB)
+
+        async def interfere() -> None:
+            await peers.relay.reached.wait()
+            change(peers.source / "a")
+            peers.relay.resume.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interfere)
+            with pytest.raises(ChangedError) as caught:
+                await peers.send(source)
+        assert caught.value.type == ErrorType.WAIT
+        assert peers.received() == {}
+        assert si.FINISH not in peers.server.tags()
+        peers.relay.hold_at(None)
+        if (peers.source / "a").exists():
+            await peers.send(peers.found("a"))
+            assert peers.received() == {"a": (peers.source / "a").read_bytes()}
+
+
+async def test_file_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", b"ours")
+        secret = tmp_path / "secret"
+        (peers.source / "a").rename(secret)
+        (peers.source / "a").symlink_to(secret)
+        with pytest.raises(ChangedError):
+            await peers.send(source)
+        assert peers.server.tags() == []
+
+
+# Receipts
+
+
+@pytest.mark.parametrize(
+    ("faults", "asked"),
+    [
+        ([Fault.LOSE_REQUEST], 1),
+        ([Fault.LOSE_ANSWER], 2),
+        ([Fault.BREAK_MEANWHILE], 1),
+        ([Fault.TWICE], 2),
+        ([Fault.LOSE_ANSWER, Fault.LOSE_REQUEST], 2),
+        ([Fault.LOSE_REQUEST, Fault.LOSE_ANSWER], 2),
+    ],
+    ids=str,
+)
+async def test_receipt_that_is_lost_is_asked_for_again(
+    tmp_path: Path, faults: list[Fault], asked: int
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.inject(si.FINISH, *faults)
+        source = peers.write("a", b"content")
+        assert await peers.send(source) == Sent(True, digest(b"content"))
+        assert peers.server.tags()[:3] == [si.SI, s5b.TAG, si.FINISH]
+        assert peers.server.tags().count(si.FINISH) >= asked
+        assert peers.server.tags().count(si.SI) == 1
+        assert peers.received() == {"a": b"content"}
+        assert len(peers.arrived) == 1
+
+
+async def test_receipt_is_waited_for_until_the_stream_is_back(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        held = trio.Event()
+        peers.server.inject(si.FINISH, held)
+        source = peers.write("a", b"content")
+
+        async def outage() -> None:
+            await peers.server.asked(si.FINISH)
+            peers.server.break_stream(come_back=False)
+            held.set()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            peers.server.come_back()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outage)
+            assert (await peers.send(source)).confirmed
+
+
+async def test_outage_that_lasts_ends_the_delivery_and_the_next_one_finds_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "RECONNECT_TIMEOUT", 0.01)
+    async with open_peers(tmp_path) as peers:
+        held = trio.Event()
+        peers.server.inject(si.FINISH, held)
+        source = peers.write("a", b"content")
+
+        async def outage() -> None:
+            await peers.server.asked(si.FINISH)
+            peers.server.break_stream(come_back=False)
+            held.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outage)
+            with pytest.raises(OfflineError):
+                await peers.send(source)
+        peers.server.come_back()
+        assert (await peers.send(source)).confirmed
+        assert peers.received() == {"a": b"content"}
+        assert peers.server.tags().count(s5b.TAG) == 1
+
+
+async def test_receipt_that_never_comes_is_not_asked_for_for_ever(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.inject(si.FINISH, *[Fault.LOSE_ANSWER] * sender.RECEIPT_TRIES)
+        source = peers.write("a", b"content")
+        with pytest.raises(OfflineError):
+            await peers.send(source)
+        assert peers.server.tags().count(si.FINISH) == sender.RECEIPT_TRIES
+        assert (await peers.send(source)).confirmed
+        assert peers.relay.passed == len(b"content")
+
+
+def storing(
+    receipt: Callable[[si.Finish], Element | None],
+) -> dict[str, Callable[[Iq], object]]:
+    """A receiver that has every file already, and its own idea of receipts."""
+
+    async def on_offer(iq: Iq) -> Element:
+        assert iq.payload is not None
+        offer = si.read_offer(iq.payload)
+        answer = si.Answer(method=si.BYTESTREAMS, offset=offer.size or 0)
+        return si.make_answer(answer, offer)
+
+    async def on_finish(iq: Iq) -> Element | None:
+        assert iq.payload is not None
+        return receipt(si.read_finish(iq.payload))
+
+    return {si.SI: on_offer, si.FINISH: on_finish}
+
+
+@pytest.mark.parametrize(
+    ("receipt", "error"),
+    [
+        pytest.param(
+            lambda finish: si.make_receipt(
+                si.Finish(sid=finish.sid, size=finish.size, digest=bytes(32))
+            ),
+            IntegrityError,
+            id="other content",
+        ),
+        pytest.param(
+            lambda finish: si.make_receipt(
+                si.Finish(sid=finish.sid, size=0, digest=finish.digest)
+            ),
+            IntegrityError,
+            id="other size",
+        ),
+        pytest.param(
+            lambda finish: si.make_receipt(
+                si.Finish(sid="other", size=finish.size, digest=finish.digest)
+            ),
+            IntegrityError,
+            id="other transfer",
+        ),
+        pytest.param(si.make_finish, RemoteProtocolError, id="no receipt"),
+        pytest.param(lambda _: None, RemoteProtocolError, id="nothing"),
+    ],
+)
+async def test_receipt_for_something_else_confirms_nothing(
+    tmp_path: Path, receipt: Callable[[si.Finish], Element | None], error: type[SyncdError]
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.attach(BOB, storing(receipt))  # type: ignore[arg-type] # object: any awaitable
+        with pytest.raises(error):
+            await peers.send(peers.write("a", b"content"))
+
+
+async def test_transfer_that_the_receiver_has_given_up_is_offered_again_later(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.inject(si.FINISH, StanzaError(ErrorType.CANCEL, "item-not-found"))
+        source = peers.write("a", b"content")
+        with pytest.raises(TransferError, match="given this transfer up") as caught:
+            await peers.send(source)
+        assert caught.value.type == ErrorType.WAIT
+        assert (await peers.send(source)).confirmed
+        assert peers.relay.passed == len(b"content")
+
+
+async def test_refusal_to_store_is_explained(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.inject(
+            si.FINISH, StanzaError(ErrorType.WAIT, "resource-constraint", "no room")
+        )
+        with pytest.raises(TransferError, match="no room") as caught:
+            await peers.send(peers.write("a", b"content"))
+        assert caught.value.type == ErrorType.WAIT
+
+
+# Offers
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error", "kind"),
+    [
+        (StanzaError(ErrorType.CANCEL, "forbidden"), DeclinedError, ErrorType.CANCEL),
+        (StanzaError(ErrorType.AUTH, "forbidden"), DeclinedError, ErrorType.CANCEL),
+        (StanzaError(ErrorType.MODIFY, "not-acceptable"), DeclinedError, ErrorType.CANCEL),
+        (StanzaError(ErrorType.AUTH, "not-authorized"), DeclinedError, ErrorType.CANCEL),
+        (
+            StanzaError(ErrorType.CANCEL, "bad-request", app=f"{{{si.NS_SI}}}no-valid-streams"),
+            DeclinedError,
+            ErrorType.CANCEL,
+        ),
+        (
+            StanzaError(ErrorType.MODIFY, "bad-request", app=f"{{{si.NS_SI}}}bad-profile"),
+            DeclinedError,
+            ErrorType.CANCEL,
+        ),
+        (StanzaError(ErrorType.MODIFY, "bad-request"), TransferError, ErrorType.CANCEL),
+        (StanzaError(ErrorType.CANCEL, "not-allowed"), TransferError, ErrorType.CANCEL),
+        (StanzaError(ErrorType.CANCEL, "undefined-condition"), TransferError, ErrorType.CANCEL),
+        (StanzaError(ErrorType.WAIT, "resource-constraint"), TransferError, ErrorType.WAIT),
+        (StanzaError(ErrorType.WAIT, "internal-server-error"), TransferError, ErrorType.WAIT),
+        (StanzaError(ErrorType.CANCEL, "service-unavailable"), OfflineError, ErrorType.WAIT),
+        (StanzaError(ErrorType.WAIT, "recipient-unavailable"), OfflineError, ErrorType.WAIT),
+        (StanzaError(ErrorType.CANCEL, "gone"), OfflineError, ErrorType.WAIT),
+    ],
+    ids=lambda value: value.condition if isinstance(value, StanzaError) else None,
+)
+async def test_refused_offer_says_who_why_and_whether_to_try_again(
+    tmp_path: Path, refusal: StanzaError, error: type[SyncdError], kind: ErrorType
+) -> None:
+    refusal.text = "their words"
+    async with open_peers(tmp_path) as peers:
+        peers.server.inject(si.SI, refusal)
+        with pytest.raises(SyncdError) as caught:
+            await peers.send(peers.write("a", b"x"))
+        assert (type(caught.value), caught.value.type) == (error, kind)
+        message = str(caught.value)
+        assert message.startswith("bob@example.org")
+        assert "their words" in message
+        assert message.endswith(f"[{refusal.condition}]")
+
+
+async def test_peer_that_went_offline_is_waited_for(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.detach(BOB)
+        with pytest.raises(OfflineError, match="offline"):
+            await peers.send(peers.write("a", b"x"))
+
+
+async def test_silence_after_an_offer_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "ANSWER_TIMEOUT", 0.01)
+    async with open_peers(tmp_path) as peers:
+        held = trio.Event()
+        peers.server.inject(si.SI, held)
+        with pytest.raises(OfflineError):
+            await peers.send(peers.write("a", b"x"))
+        held.set()
+
+
+@pytest.mark.parametrize("offset", [b"-1", b"2", b"x"])
+async def test_impossible_offset_is_the_peers_fault(tmp_path: Path, offset: bytes) -> None:
+    async with open_peers(tmp_path) as peers:
+
+        async def on_offer(iq: Iq) -> Element:
+            assert iq.payload is not None
+            offer = si.read_offer(iq.payload)
+            answer = si.make_answer(si.Answer(method=si.BYTESTREAMS, offset=1), offer)
+            answer[1][0].set("offset", offset.decode())
+            await trio.lowlevel.checkpoint()
+            return answer
+
+        peers.server.attach(BOB, {si.SI: on_offer})
+        with pytest.raises(RemoteProtocolError):
+            await peers.send(peers.write("a", b"x"))
+
+
+# Bytestreams
+
+
+async def test_target_that_cannot_connect_says_where_it_tried(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.server.inject(s5b.TAG, StanzaError(ErrorType.CANCEL, "item-not-found"))
+        with pytest.raises(BytestreamError) as caught:
+            await peers.send(peers.write("a", b"x"))
+        assert f"127.0.0.1:{peers.relay.port}" in str(caught.value)
+        assert "bytestreams.advertise" in caught.value.hint
+        assert peers.listener._expected == {}
+
+
+async def test_target_that_uses_what_was_not_offered_is_at_fault(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+
+        async def on_offer(iq: Iq) -> Element:
+            assert iq.payload is not None
+            await trio.lowlevel.checkpoint()
+            answer = si.Answer(method=si.BYTESTREAMS)
+            return si.make_answer(answer, si.read_offer(iq.payload))
+
+        async def on_query(_: Iq) -> Element:
+            await trio.lowlevel.checkpoint()
+            return s5b.make_used("a0", BOB)
+
+        peers.server.attach(BOB, {si.SI: on_offer, s5b.TAG: on_query})
+        with pytest.raises(RemoteProtocolError):
+            await peers.send(peers.write("a", b"x"))
+
+
+async def test_without_a_listener_there_is_no_way_yet(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        without = peers.make_sender(None)
+        target = Target(jid=BOB, is_syncd=True)
+        with pytest.raises(BytestreamError) as caught:
+            await without.send(peers.write("a", b"x"), target)
+        assert "bytestreams.direct" in caught.value.hint
+        # What needs no bytestream goes through all the same.
+        assert (await without.send(peers.write("empty", b""), target)).confirmed
+
+
+async def test_our_own_outage_is_no_fault_of_the_way(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        held = trio.Event()
+        peers.server.inject(si.SI, held)
+
+        async def outage() -> None:
+            await peers.server.asked(si.SI)
+            peers.online = False
+            held.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outage)
+            with pytest.raises(OfflineError):
+                await peers.send(peers.write("a", b"x"))
+
+
+async def test_bytes_flow_on_while_the_stream_is_gone(tmp_path: Path) -> None:
+    """A transfer is no child of the stream: nothing is sent twice."""
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.hold_at(MIB)
+
+        async def outage() -> None:
+            await peers.relay.reached.wait()
+            peers.server.break_stream(come_back=False)
+            peers.relay.resume.set()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            peers.server.come_back()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outage)
+            assert await peers.send(source) == Sent(True, digest(data))
+        assert peers.relay.passed == LARGE
+        assert peers.received() == {"a": data}
+
+
+async def test_cancelled_sender_leaves_nothing_open(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", content(LARGE))
+        peers.relay.hold_at(MIB)
+        before = open_files()
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def interrupt() -> None:
+                    await peers.relay.reached.wait()
+                    scope.cancel()
+
+                nursery.start_soon(interrupt)
+                await peers.send(source)
+        peers.relay.resume.set()
+        await peers.settled()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert open_files() == before
+        assert peers.listener._expected == {}
+        assert peers.received() == {}
+
+
+async def test_transfer_that_is_cancelled_at_any_step_leaves_nothing_open(
+    tmp_path: Path,
+) -> None:
+    """And whatever it leaves on the other disk, the next one makes the file whole."""
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", b"content")
+        before = open_files()
+        cancelled, step = True, 0
+
+        async def send() -> None:
+            await peers.send(source)
+
+        while cancelled:
+            step += 1
+            cancelled = await cancelled_at(step, send)
+            peers.server.break_stream()
+            await peers.server.idle()
+            await peers.restart_receiver()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert open_files() == before
+            assert peers.listener._expected == {}
+            assert list(peers.received().values()) in ([], [b"content"])
+        assert step > 20
+        assert peers.received() == {"a": b"content"}
+        assert peers.partials() == []
+
+
+async def test_failed_sends_leave_no_descriptor_open(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", b"x")
+        before = open_files()
+        for tag in (si.SI, s5b.TAG):
+            peers.server.inject(tag, StanzaError(ErrorType.CANCEL, "not-allowed"))
+            with pytest.raises(TransferError):
+                await peers.send(source)
+        await peers.stop_receiver()
+        assert open_files() == before
+
+
+def test_the_sentence_names_the_resource_only_when_it_matters() -> None:
+    gone = sender.explain(StanzaError(ErrorType.CANCEL, "gone"), BOB)
+    declined = sender.explain(StanzaError(ErrorType.CANCEL, "forbidden"), BOB)
+    assert str(gone) == "bob@example.org/desk is offline, or this resource is [gone]"
+    assert str(declined) == "bob@example.org does not accept the file [forbidden]"
+    assert "accept_from" in declined.hint
+
+
+async def test_source_is_not_opened_twice_by_two_targets(tmp_path: Path) -> None:
+    """One file may go to several peers at once; each reads with a descriptor of its own."""
+    data = content(5 * MIB)
+    async with open_peers(tmp_path) as peers:
+        source: Source = peers.write("a", data)
+        results: list[Sent] = []
+
+        async def send(*, is_syncd: bool) -> None:
+            results.append(await peers.send(source, is_syncd=is_syncd))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: send(is_syncd=True))
+            nursery.start_soon(lambda: send(is_syncd=False))
+        await peers.settled()
+        assert {result.digest for result in results} == {digest(data)}
+        assert peers.received() == {"a": data}
+        assert (peers.inbox / "a").read_bytes() == data
+        assert ALICE.bare in {arriving.known.peer for arriving in peers.arrived}
