@@ -38,6 +38,7 @@ from syncd import config as configuration
 from syncd.control import messages
 from syncd.control.escape import printable, printable_lines
 from syncd.control.server import serve
+from syncd.disk.partial import Identity
 from syncd.errors import (
     ConfigError,
     DeclinedError,
@@ -46,6 +47,8 @@ from syncd.errors import (
     StanzaError,
     SyncdError,
 )
+from syncd.link.client import Client
+from syncd.link.connect import Account
 from syncd.notify import Notifier, watchdog_interval
 from syncd.status import Reporter, Transfers
 from syncd.sync import engine as sync_engine
@@ -53,14 +56,11 @@ from syncd.sync.journal import Arrival, open_journal
 from syncd.sync.plan import Delivery, FileVersion
 from syncd.transfer import s5b, schema, si
 from syncd.transfer.bytestream import Listener, open_listener
-from syncd.transfer.partial import Identity
 from syncd.transfer.receiver import Arriving, Inbox, Incoming, Known, Receiver
 from syncd.transfer.sender import Sender, Source, Target
 from syncd.xmpp import disco
-from syncd.xmpp.connect import Account
 from syncd.xmpp.contacts import Contacts
 from syncd.xmpp.jid import JID
-from syncd.xmpp.session import Client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -305,7 +305,6 @@ async def run_daemon(config: Config, notifier: Notifier, stop: trio.Event) -> No
             notifier.ready()
             log.info("syncd %s is up, at %s", syncd.__version__, config.control_socket)
             await stop.wait()
-            notifier.stopping()
             users.cancel_scope.cancel()
         with trio.move_on_after(GOODBYE):
             await links.client.goodbye()
@@ -340,7 +339,9 @@ def _stable_resource(state_dir: Path) -> str:
         return JID.parse(f"x@x/{file.read_text(encoding='ascii').strip()}").resource
     except (OSError, ValueError):
         resource = f"syncd-{secrets.token_hex(4)}"
-        file.write_text(f"{resource}\n", encoding="ascii")
+        # Where it cannot be kept, another one is made next time.
+        with contextlib.suppress(OSError):
+            file.write_text(f"{resource}\n", encoding="ascii")
         return resource
 
 
@@ -370,7 +371,11 @@ async def supervise(path: Path, config: Config) -> None:
                         upcoming = _reloaded(path, notifier)
                         if upcoming is None:
                             continue
-                    log.info("%s: stopping", signal.Signals(number).name)
+                        log.info("SIGHUP: beginning anew")
+                    else:
+                        # Not for a reload: systemd would wait for our end, and force it.
+                        notifier.stopping()
+                        log.info("%s: stopping", signal.Signals(number).name)
                     stop.set()
                     break
             if upcoming is None:

@@ -42,12 +42,13 @@ MAY_IMPORT = {
     "link": {"xmpp", "errors"},
     "sync": {"errors"},
     "control": {"errors"},
-    "transfer": {"xmpp", "errors"},
+    "disk": {"errors"},
+    "transfer": {"xmpp", "disk", "errors"},
     "config": {"xmpp", "errors"},
     "cli": {"control", "config", "errors", "demo command"},
     "demo command": {"cli", "control", "config", "errors", "demo", "daemon"},
     "demo": {"xmpp", "transfer", "errors"},
-    "daemon": {"errors", "xmpp", "link", "sync", "control", "transfer", "config"},
+    "daemon": {"errors", "xmpp", "link", "disk", "sync", "control", "transfer", "config"},
 }
 
 # What a module that says this in its docstring keeps away from.

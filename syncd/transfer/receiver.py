@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import blake3
 import trio
 
+from syncd.disk import paths
+from syncd.disk.partial import Action, Identity, PartialFile, Place, identity_of, key_of
 from syncd.errors import (
     DeclinedError,
     ErrorType,
@@ -31,9 +33,8 @@ from syncd.errors import (
     SyncdError,
     TransferError,
 )
-from syncd.transfer import paths, pump, s5b, schema, si
+from syncd.transfer import pump, s5b, schema, si
 from syncd.transfer.bytestream import connect_first
-from syncd.transfer.partial import Action, Identity, PartialFile, Place, identity_of, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 import blake3
 import trio
 
+from syncd.disk import paths
+from syncd.disk.beneath import open_source
+from syncd.disk.partial import Identity, identity_of
 from syncd.errors import (
     BytestreamError,
     ChangedError,
@@ -23,9 +26,7 @@ from syncd.errors import (
     SyncdError,
     TransferError,
 )
-from syncd.transfer import paths, pump, s5b, si
-from syncd.transfer.beneath import open_source
-from syncd.transfer.partial import Identity, identity_of
+from syncd.transfer import pump, s5b, si
 from syncd.xmpp.xml import is_writable
 
 if TYPE_CHECKING:

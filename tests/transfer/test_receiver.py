@@ -13,6 +13,8 @@ import pytest
 import trio
 import trio.testing
 
+from syncd.disk import beneath
+from syncd.disk.partial import PartialFile, key_of
 from syncd.errors import (
     BytestreamError,
     DeclinedError,
@@ -21,8 +23,7 @@ from syncd.errors import (
     StanzaError,
     TransferError,
 )
-from syncd.transfer import beneath, receiver, s5b, si
-from syncd.transfer.partial import PartialFile, key_of
+from syncd.transfer import receiver, s5b, si
 from syncd.transfer.sender import Sent
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_iq

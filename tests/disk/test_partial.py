@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import blake3
 import pytest
 
+from syncd.disk import beneath, partial
+from syncd.disk.partial import Action, Identity, PartialFile, Place, identity_of, key_of
 from syncd.errors import ErrorType, TransferError
-from syncd.transfer import beneath, partial
-from syncd.transfer.partial import Action, Identity, PartialFile, Place, identity_of, key_of
 from tests.support.disk import small_disk
 from tests.support.peers import snapshot
 
@@ -300,9 +300,9 @@ def test_file_without_a_time_of_the_sender_keeps_that_of_its_last_byte(root: Pat
 def test_umask_is_honoured(root: Path, umask: int, mode: int) -> None:
     """In a process of its own: the umask of this one belongs to all threads."""
     code = (
-        "import sys, pathlib; from syncd.transfer.partial import PartialFile;"
+        "import sys, pathlib; from syncd.disk.partial import PartialFile;"
         "f = PartialFile(pathlib.Path(sys.argv[1]), 'x.part', 0); f.seal(None);"
-        "from syncd.transfer.partial import Place, Action;"
+        "from syncd.disk.partial import Place, Action;"
         "f.publish(Place(Action.NEW, ('d', 'f')))"
     )
     subprocess.run(

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Self
 
 import blake3
 
+from syncd.disk.beneath import exchange, explain, open_directory, rename_new, reserve
+from syncd.disk.paths import MAX_COMPONENT, PRIVATE
 from syncd.errors import TransferError
-from syncd.transfer.beneath import exchange, explain, open_directory, rename_new, reserve
-from syncd.transfer.paths import MAX_COMPONENT, PRIVATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from syncd.disk import paths
 from syncd.errors import DeclinedError, ErrorType, StanzaError
-from syncd.transfer import paths
 from syncd.xmpp.stanza import make_error
 from tests.support.hostile import HARMLESS, REFUSED
 from tests.support.peers import carried

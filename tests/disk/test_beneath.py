@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from syncd.disk import beneath
 from syncd.errors import ChangedError, ErrorType, TransferError
-from syncd.transfer import beneath
 from tests.support.peers import snapshot
 
 
