@@ -1,0 +1,47 @@
+"""Fixtures of the tests between two real daemons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemons import DELIVERY_TIMEOUT
+from tests.support.gate import open_gate
+from tests.support.pair import ARRIVED, BIG, FIRST, Pair, noise, offset
+from tests.support.processes import free_ports, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.daemons import Daemons
+    from tests.support.servers import Server
+
+
+@pytest.fixture
+def pair(server: Server, daemons: Daemons) -> Iterator[Pair]:
+    """A pair whose gate is open; neither is started."""
+    listen, advertise = free_ports(2)
+    with open_gate(advertise, listen) as gate:
+        yield Pair(
+            alice=daemons.make(
+                "alice",
+                server,
+                send_to=["bob"],
+                listen=listen,
+                advertise=advertise,
+                only_direct=True,
+            ),
+            bob=daemons.make("bob", server, accept_from=["alice"], only_direct=True),
+            gate=gate,
+        )
+
+
+@pytest.fixture
+def held(pair: Pair) -> Pair:
+    """A pair, started, in the middle of a big file that the gate holds."""
+    pair.gate.hold_after(FIRST)
+    pair.start()
+    pair.alice.drop("big.bin", noise(BIG))
+    until(lambda: offset(pair.bob) >= ARRIVED, "some of the file has arrived", DELIVERY_TIMEOUT)
+    return pair

@@ -1,0 +1,138 @@
+"""A relay on a bytestream's way, which holds the bytes back until a test has done its deed.
+
+So a test meets a transfer in its middle for certain, however fast the machine is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CHUNK = 65_536  # bytes
+
+# What the kernel may take from the target while the gate holds. By itself it would let this
+# grow to tens of MiB, and take the whole file from a sender that then seems to be done.
+_BUFFER = 262_144  # bytes
+
+# Only ends a test whose relay hangs.
+_JOIN_TIMEOUT = 10.0  # seconds
+
+
+class Gate:
+    """Passes bytes between whoever connects to `port` and whoever listens on `target`.
+
+    As behind any proxy there is no half-close: when one end closes, both are closed.
+
+    Args:
+      port: Where to listen, on the loopback.
+      target: The port on the loopback to connect to.
+
+    Attributes:
+      port: As given.
+      target: As given.
+      passed: For each connection in turn, how many bytes of the target passed.
+    """
+
+    def __init__(self, port: int, target: int) -> None:
+        self.port = port
+        self.target = target
+        self.passed: list[int] = []
+        self._limit = math.inf
+        self._closed = False
+        self._change = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
+
+    def hold_after(self, limit: int) -> None:
+        """Let so many bytes of the target pass on each connection, and no more."""
+        with self._change:
+            self._limit = limit
+
+    def open(self) -> None:
+        """Let everything pass from now on."""
+        with self._change:
+            self._limit = math.inf
+            self._change.notify_all()
+
+    def serve(self, listener: socket.socket) -> None:
+        """Take connections until the listener is closed."""
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            far = socket.socket()
+            # Set before connecting, for it bounds the window that is told to the target.
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            try:
+                far.connect(("127.0.0.1", self.target))
+            except OSError:
+                near.close()
+                far.close()
+                continue
+            number = len(self.passed)
+            self.passed.append(0)
+            self._sockets += [near, far]
+            for ends in ((near, far, None), (far, near, number)):
+                self.run(self._pass, *ends)
+
+    def run(self, function: Callable[..., None], *arguments: object) -> None:
+        """Start a thread that `close` waits for."""
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def close(self) -> None:
+        """End all connections."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        for end in self._sockets:
+            _hang_up(end)
+        for thread in self._threads:
+            thread.join(_JOIN_TIMEOUT)
+            assert not thread.is_alive()
+        for end in self._sockets:
+            end.close()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
+        """Pass bytes one way; those of a numbered connection are counted and held back."""
+        with contextlib.suppress(OSError):
+            while data := source.recv(self._room(number)):
+                sink.sendall(data)
+                if number is not None:
+                    self.passed[number] += len(data)
+        _hang_up(source)
+        _hang_up(sink)
+
+    def _room(self, number: int | None) -> int:
+        """Wait until bytes may pass; how many."""
+        if number is None:
+            return _CHUNK
+        with self._change:
+            self._change.wait_for(lambda: self._closed or self.passed[number] < self._limit)
+            return int(min(_CHUNK, max(1, self._limit - self.passed[number])))
+
+
+def _hang_up(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def open_gate(port: int, target: int) -> Iterator[Gate]:
+    """Relay for as long as the block lasts; the arguments are those of `Gate`."""
+    gate = Gate(port, target)
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        gate.run(gate.serve, listener)
+        try:
+            yield gate
+        finally:
+            _hang_up(listener)
+            gate.close()
