@@ -163,7 +163,7 @@ class Reporter:
         jid, problem, account = self._client.jid, self._client.problem, self._config.account
         server = str(account.server) if account.server else account.jid.domain
         state: Literal["connected", "connecting", "offline", "unauthorized", "refused"]
-        if jid is not None:
+        if self._client.connected:
             state = "connected"
         elif problem is None:
             state = "connecting"
@@ -178,8 +178,8 @@ class Reporter:
             jid=str(jid or account.jid),
             server=server,
             since=_moment(self._client.since),
-            reason=str(problem) if problem and jid is None else "",
-            hint=problem.hint if problem and jid is None else "",
+            reason=str(problem) if problem and not self._client.connected else "",
+            hint=problem.hint if problem and not self._client.connected else "",
         )
 
     def _peers(self) -> list[str]:

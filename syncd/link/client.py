@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from syncd.xmpp.contacts import Contacts
     from syncd.xmpp.disco import Identity
     from syncd.xmpp.jid import JID
+    from syncd.xmpp.sm import StreamManagement
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,10 @@ BACK_OFF_LAST = 120.0  # seconds
 # Wrong credentials stay wrong until somebody changes them, and fail2ban counts.
 BACK_OFF_LOGIN = 300.0  # seconds
 BACK_OFF_LOGIN_LAST = 3_600.0  # seconds
+
+# XEP-0198 lets the server keep it to itself for how long it keeps a session; Prosody and
+# Openfire keep one for 600, ejabberd for 300.
+DEFAULT_RESUME = 300.0  # seconds
 
 # RFC 6121 section 4.7.2.3: below 0, no message to the bare JID lands here.
 PRIORITY = -1
@@ -95,6 +100,7 @@ class Client:
         self._nursery: trio.Nursery | None = None
         self._online = trio.Event()
         self._offline = trio.Event()
+        self._successor: connect.Connection | None = None
         self._asking: dict[JID, int] = {}  # presences since disco#info is under way
         self.problem: SyncdError | None = None
         self.since = time.time()
@@ -103,6 +109,11 @@ class Client:
     def jid(self) -> JID | None:
         """Our full JID while we are online, else None."""
         return self._session.jid if self._session else None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection just now; a session may outlive one."""
+        return self._session is not None and self._session.connected
 
     @property
     def contacts(self) -> Contacts:
@@ -127,6 +138,8 @@ class Client:
                 self._offline.set()
                 self._contacts.clear()
                 self._changed()
+            if self._successor is not None:
+                continue  # bound already
             # A session that held for a while was a good one: begin anew.
             failures = 0 if trio.current_time() - started > BACK_OFF_LAST else failures + 1
             await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
@@ -156,7 +169,9 @@ class Client:
             await self._offline.wait()
 
     async def _run_once(self) -> None:
-        connection = await connect.connect(self._account)
+        """Live one session; the one that comes instead of a forgotten one is the next."""
+        connection = self._successor or await connect.connect(self._account)
+        self._successor = None
         session = Session(connection, self._handlers, self._on_presence)
 
         def begin(nursery: trio.Nursery) -> None:
@@ -169,7 +184,32 @@ class Client:
             nursery.start_soon(self._subscribe)
             self._changed()
 
-        await session.run(begin)
+        try:
+            await session.run(begin, self._reconnect)
+        finally:
+            self._successor = session.successor
+
+    async def _reconnect(self, sm: StreamManagement) -> connect.Connection | None:
+        """Connect again to resume a session, for as long as the server keeps it."""
+        log.info("the connection broke; resuming")
+        self._changed()
+        with trio.move_on_after(sm.max_seconds or DEFAULT_RESUME):
+            failures = 0
+            while True:
+                try:
+                    connection = await connect.connect(self._account, resume=sm)
+                except AuthenticationError:
+                    return None
+                except SyncdError as error:
+                    self.problem = error
+                    log.info("not resumed yet: %s", error)
+                else:
+                    self.problem = None
+                    self._changed()
+                    return connection
+                failures += 1
+                await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
+        return None
 
     async def _subscribe(self) -> None:
         """Ask for the presence of the peers whom we cannot see yet (RFC 6121 section 3.1)."""

@@ -17,6 +17,7 @@ from syncd.xmpp.stream import (
     ClientStream,
     Event,
     KeyWanted,
+    Resumed,
     StanzaReceived,
     StreamEnded,
     TLSWanted,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from syncd.xmpp.jid import JID
+    from syncd.xmpp.sm import StreamManagement
 
 # From SYN to bound. A server under load takes a second; a dead one must not hold us up.
 CONNECT_TIMEOUT = 30.0  # seconds
@@ -91,8 +93,13 @@ def _unbracketed(domain: str) -> str:
     return domain.removeprefix("[").removesuffix("]")
 
 
-async def connect(account: Account) -> Connection:
-    """Connect, start TLS, log in and bind.
+async def connect(account: Account, resume: StreamManagement | None = None) -> Connection:
+    """Connect, start TLS, log in, and bind or resume.
+
+    Args:
+      account: Whom to log in as, and where.
+      resume: Of a session whose connection broke. If the server has forgotten it, a new one
+        is bound instead.
 
     Returns:
       The open connection; the caller closes its transport.
@@ -116,6 +123,7 @@ async def connect(account: Account) -> Connection:
                 nonce=secrets.token_urlsafe(24),
                 secure=account.direct,
                 allow_plain=account.allow_plain,
+                resume=resume,
             )
             return await _negotiate(transport, stream, context, password)
         except BaseException:
@@ -204,7 +212,7 @@ async def _negotiate(
                 case KeyWanted(key):
                     # Up to a second of hashing at the most iterations that we take.
                     stream.key_derived(await trio.to_thread.run_sync(key.derive, password))
-                case Bound():
+                case Bound() | Resumed():
                     return Connection(transport, stream, events[number:])
                 case StreamEnded(error):
                     await _say_goodbye(transport, stream)

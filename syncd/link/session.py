@@ -19,6 +19,7 @@ from syncd.errors import (
 )
 from syncd.link import connect
 from syncd.xmpp.disco import PING
+from syncd.xmpp.sm import StreamManagement
 from syncd.xmpp.stanza import (
     IQ,
     PRESENCE,
@@ -30,7 +31,7 @@ from syncd.xmpp.stanza import (
     read_iq,
 )
 from syncd.xmpp.stream import StanzaReceived, StreamEnded
-from syncd.xmpp.xml import make
+from syncd.xmpp.xml import make, serialise
 
 if TYPE_CHECKING:
     from syncd.xmpp.jid import JID
@@ -54,13 +55,24 @@ PING_TIMEOUT = 20.0  # seconds
 CLOSE_TIMEOUT = 5.0  # seconds
 
 
+Reconnect = Callable[[StreamManagement], Awaitable[connect.Connection | None]]
+"""Connects again to go on with a session; None when that has become pointless."""
+
+
 class Session:
-    """One bound stream: routes what comes, writes what is queued, pairs answers.
+    """One bound session: routes what comes, writes what is queued, pairs answers.
+
+    If the server manages the stream (XEP-0198), the session outlives its connection: what was
+    under way when it broke goes on when it is resumed, and nobody else notices.
 
     Args:
       connection: From `connect.connect`.
       handlers: By the tag of the payload; for requests only.
       presence_received: Gets every presence.
+
+    Attributes:
+      successor: Set when the session ended because the server had forgotten it: a new one is
+        bound on this connection, which belongs to whoever takes it.
     """
 
     def __init__(
@@ -69,16 +81,17 @@ class Session:
         handlers: Mapping[str, Handler],
         presence_received: Callable[[Element], None],
     ) -> None:
-        self._transport = connection.transport
+        self.successor: connect.Connection | None = None
+        self._connection = connection
         self._stream = connection.stream
-        self._early = connection.early
         self._handlers = handlers
         self._presence_received = presence_received
         self._waiting: dict[str, _Waiter] = {}
         self._writable = trio.Event()
         self._handling = 0
         self._ended: SyncdError | None = None
-        self._over = False
+        self._over = False  # nothing goes out any more
+        self._gap: trio.CancelScope | None = None  # between two connections
         self._last_read = trio.current_time()
 
     @property
@@ -86,52 +99,112 @@ class Session:
         """Our full JID."""
         return self._stream.jid
 
-    async def run(self, nursery_ready: Callable[[trio.Nursery], None] | None = None) -> None:
-        """Live until the stream ends; then every pending request has failed.
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection just now."""
+        return self._gap is None and not self._over
+
+    async def run(
+        self,
+        begin: Callable[[trio.Nursery], None] = lambda nursery: None,
+        reconnect: Reconnect | None = None,
+    ) -> None:
+        """Live until the session ends; then every pending request has failed.
 
         Args:
-          nursery_ready: Gets the nursery for tasks that shall end with this stream.
+          begin: Gets the nursery for tasks that shall end with this session.
+          reconnect: How to get another connection when this one breaks; without it the
+            session ends then.
 
         Raises:
-          SyncdError: Why the stream ended, if not by `close`.
+          SyncdError: Why the session ended, if not by `close`.
         """
-        writing = trio.CancelScope(shield=True)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, writing)
-                nursery.start_soon(self._keep_alive, nursery.cancel_scope)
-                try:
-                    if nursery_ready is not None:
-                        nursery_ready(nursery)
-                    await self._pump(nursery)
-                finally:
-                    self._over = True
-                    self._fail_waiters()
-                    # Our last words are queued; the writer ends behind them, in its own scope:
-                    # cancelled with the rest, it would have taken them and not written them.
-                    writing.deadline = trio.current_time() + CLOSE_TIMEOUT
-                    self._writable.set()
+                begin(nursery)
+                await self._run_connection(nursery)
+                while reconnect is not None and self._is_resumable():
+                    if not await self._resume(reconnect):
+                        break
+                    await self._run_connection(nursery)
+                self._end()
                 nursery.cancel_scope.cancel()
         finally:
-            await trio.aclose_forcefully(self._transport)
+            self._end()
+            await trio.aclose_forcefully(self._connection.transport)
         if self._ended is not None:
             raise self._ended
 
+    def _end(self) -> None:
+        self._over = True
+        for waiter in self._waiting.values():
+            waiter.fail(OfflineError("the stream to the server ended before the answer came"))
+
+    def _is_resumable(self) -> bool:
+        # A stream that was closed, or ended with an error, has taken the session with it.
+        sm = self._stream.sm
+        broke = isinstance(self._ended, OfflineError) and not self._stream.closing
+        return broke and sm is not None and bool(sm.id)
+
+    async def _resume(self, reconnect: Reconnect) -> bool:
+        sm = self._stream.sm
+        assert sm is not None
+        connection = None
+        with trio.CancelScope() as self._gap:
+            connection = await reconnect(sm)
+        self._gap = None
+        if connection is None:
+            return False
+        if connection.stream.sm is not sm:
+            self.successor = connection
+            return False
+        self._connection, self._stream, self._ended = connection, connection.stream, None
+        return True
+
+    async def _run_connection(self, handling: trio.Nursery) -> None:
+        """Live on one connection until it ends; requests are handled in `handling`."""
+        self._last_read = trio.current_time()
+        self._writable = trio.Event()
+        writing = trio.CancelScope(shield=True)
+        try:
+            async with trio.open_nursery() as nursery:
+                last_words = trio.Event()
+                nursery.start_soon(self._write, writing, last_words)
+                nursery.start_soon(self._keep_alive, nursery.cancel_scope)
+                try:
+                    await self._pump(handling)
+                finally:
+                    # Our last words are queued; the writer ends behind them, in its own scope:
+                    # cancelled with the rest, it would have taken them and not written them.
+                    writing.deadline = trio.current_time() + CLOSE_TIMEOUT
+                    last_words.set()
+                    self._writable.set()
+                nursery.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(self._connection.transport)
+
     def send(self, stanza: Element) -> None:
-        """Queue a stanza for the writer.
+        """Queue a stanza for the writer; between two connections, for the next.
 
         Raises:
-          OfflineError: The stream has ended.
+          OfflineError: The session has ended.
         """
-        if self._over or not self._stream.is_open:
+        if self._over:
             raise OfflineError("not connected to the server")
-        self._stream.send(stanza)
-        self._writable.set()
+        if self._stream.is_open:
+            self._stream.send(stanza)
+            self._writable.set()
+        elif self._gap is not None and self._stream.sm is not None and not self._stream.sm.full:
+            self._stream.sm.sent(serialise(stanza))
+        else:
+            raise OfflineError("not connected to the server")
 
     def close(self) -> None:
         """Say goodbye; `run` ends when the server has answered."""
         self._stream.close()
         self._writable.set()
+        if self._gap is not None:
+            self._gap.cancel()
 
     async def request(
         self, kind: IqType, to: JID | None, payload: Element, timeout: float = REQUEST_TIMEOUT
@@ -166,7 +239,7 @@ class Session:
         raise OfflineError(f"{to or 'the server'} gave no answer for {timeout:.0f} s")
 
     async def _pump(self, nursery: trio.Nursery) -> None:
-        events = self._early
+        events = self._connection.early
         while True:
             for event in events:
                 match event:
@@ -177,19 +250,19 @@ class Session:
                         return
                     case _:
                         raise AssertionError(f"{event} on an open stream")
-            data = await connect.read(self._transport)
+            data = await connect.read(self._connection.transport)
             self._last_read = trio.current_time()
             events = self._stream.receive_data(data)
             self._writable.set()
 
-    async def _write(self, scope: trio.CancelScope) -> None:
+    async def _write(self, scope: trio.CancelScope, last_words: trio.Event) -> None:
         # The only task that writes: one cancelled inside send_all would leave half a stanza.
         # Of a broken connection the pump reads the end, and says so.
         with scope, suppress(OfflineError):
             while True:
                 self._writable = trio.Event()  # before the look, or a wake is lost
-                last = self._over  # before the look as well: nothing is queued behind it
-                await connect.write(self._transport, self._stream)
+                last = last_words.is_set()  # before the look: nothing is queued behind them
+                await connect.write(self._connection.transport, self._stream)
                 if last:
                     return
                 await self._writable.wait()
@@ -275,10 +348,6 @@ class Session:
             self._handling -= 1
         with suppress(OfflineError):
             self.send(reply)
-
-    def _fail_waiters(self) -> None:
-        for waiter in self._waiting.values():
-            waiter.fail(OfflineError("the stream to the server ended before the answer came"))
 
 
 class _Waiter:

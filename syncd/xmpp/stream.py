@@ -14,7 +14,10 @@ event, `StreamEnded`, never an exception; the answer to it is already in `data_t
        │                                        ├─ not logged in ─▶ AUTH ─<success/>─┐   │
        ├── new parser, new header ◀─────────────┼────────────────────────────────────┘   │
        ├── tls_started() ◀──────────────────────┼────────────────────────────────────────┘
-       │                                        └─ else ─▶ BIND ─result─▶ OPEN ─▶ CLOSED
+       │                                        ├─ else ─▶ BIND ─result─▶ OPEN ─▶ CLOSED
+       │                                        │           ▲              ▲
+       │                                        │       <failed/>          │
+       │                                        └─ former session ─▶ RESUME ─<resumed/>
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ from syncd.errors import (
     StreamError,
     SyncdError,
 )
-from syncd.xmpp import sasl
+from syncd.xmpp import sasl, sm
 from syncd.xmpp.jid import JID
+from syncd.xmpp.sm import StreamManagement
 from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, make_iq, read_error
 from syncd.xmpp.xml import (
     MAX_STANZA,
@@ -73,6 +77,7 @@ class State(enum.Enum):
     STARTTLS = enum.auto()
     TLS = enum.auto()
     AUTH = enum.auto()
+    RESUME = enum.auto()
     BIND = enum.auto()
     OPEN = enum.auto()
     CLOSED = enum.auto()
@@ -102,6 +107,11 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """The former session goes on: nothing is lost, and everything else is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
 class StanzaReceived:
     """An iq, message or presence."""
 
@@ -119,7 +129,7 @@ class StreamEnded:
     error: SyncdError | None
 
 
-Event = TLSWanted | KeyWanted | Bound | StanzaReceived | StreamEnded
+Event = TLSWanted | KeyWanted | Bound | Resumed | StanzaReceived | StreamEnded
 
 
 class ClientStream:
@@ -133,6 +143,13 @@ class ClientStream:
       end_point: Then the hash of the server's certificate (RFC 5929 section 4), for channel
         binding; None if it cannot be had.
       allow_plain: SASL PLAIN may be used (and only inside TLS).
+      resume: Of a former session, whose connection broke; `Bound` instead of `Resumed` then
+        tells that the server has forgotten it.
+
+    Attributes:
+      jid: The full JID once bound.
+      state: See above.
+      sm: What makes this session resumable (XEP-0198); None if nothing does.
     """
 
     def __init__(
@@ -144,9 +161,13 @@ class ClientStream:
         secure: bool,
         end_point: bytes | None = None,
         allow_plain: bool = False,
+        resume: StreamManagement | None = None,
     ) -> None:
         self.jid = jid
         self.state = State.HEADER
+        self.sm: StreamManagement | None = None
+        self._former = resume
+        self._counting = False  # the server has enabled stream management: its stanzas count
         self._password = password
         self._nonce = nonce
         self._secure = secure
@@ -156,6 +177,7 @@ class ClientStream:
         self._scram: sasl.Scram | None = None
         self._proven = False  # the server has shown that it knows the password
         self._closing = False  # our footer is out
+        self._can_enable = False  # the server offers stream management
         self._out = bytearray()
         self._events: list[Event] = []
         # RFC 6120: which element may come in which state. What is not here ends the stream.
@@ -169,6 +191,9 @@ class ClientStream:
             (State.AUTH, f"{{{NS_SASL}}}challenge"): self._on_challenge,
             (State.AUTH, f"{{{NS_SASL}}}success"): self._on_success,
             (State.AUTH, f"{{{NS_SASL}}}failure"): self._on_failure,
+            # XEP-0198 section 5
+            (State.RESUME, f"{{{sm.NS}}}resumed"): self._on_resumed,
+            (State.RESUME, f"{{{sm.NS}}}failed"): self._on_resume_failed,
             # section 7
             (State.BIND, IQ): self._on_bind_result,
             # section 8
@@ -176,6 +201,11 @@ class ClientStream:
                 (State.OPEN, tag): self._on_stanza
                 for tag in (IQ, MESSAGE, PRESENCE)
             },
+            # XEP-0198 sections 3 and 4
+            (State.OPEN, f"{{{sm.NS}}}enabled"): self._on_enabled,
+            (State.OPEN, f"{{{sm.NS}}}failed"): self._on_enable_failed,
+            (State.OPEN, f"{{{sm.NS}}}r"): self._on_ack_request,
+            (State.OPEN, f"{{{sm.NS}}}a"): self._on_ack,
             # section 4.9: an error may come at any time
             **{(state, ERROR): self._on_stream_error for state in State},
         }  # fmt: skip
@@ -215,6 +245,11 @@ class ClientStream:
         return data
 
     @property
+    def closing(self) -> bool:
+        """Whether our footer is queued or out."""
+        return self._closing
+
+    @property
     def is_open(self) -> bool:
         """Whether stanzas may be sent."""
         return self.state is State.OPEN and not self._closing
@@ -222,7 +257,13 @@ class ClientStream:
     def send(self, stanza: Element) -> None:
         """Queue a stanza; the stream must be open."""
         assert self.is_open, f"cannot send in state {self.state.name}, or behind our footer"
-        self._out += serialise(stanza)
+        data = serialise(stanza)
+        self._out += data
+        if self.sm is not None:
+            if self.sm.sent(data):
+                self._out += serialise(make(f"{{{sm.NS}}}r"))
+            if self.sm.full:
+                self._abort(RemoteProtocolError("the server acknowledges nothing any more"))
 
     def close(self) -> None:
         """Queue our footer; the server's footer, or its hanging up, ends the stream."""
@@ -300,16 +341,25 @@ class ClientStream:
         elif not self._authenticated:
             self._authenticate(features)
         elif features.find(f"{{{NS_BIND}}}bind") is not None:
-            resource = (
-                [make(f"{{{NS_BIND}}}resource", text=self.jid.resource)]
-                if self.jid.resource
-                else []
-            )
-            bind = make(f"{{{NS_BIND}}}bind", None, *resource)
-            self._out += serialise(make_iq("set", _BIND_ID, None, bind))
-            self.state = State.BIND
+            self._can_enable = features.find(f"{{{sm.NS}}}sm") is not None
+            if self._can_enable and self._former is not None:
+                previous = {"h": str(self._former.handled), "previd": self._former.id}
+                self._out += serialise(make(f"{{{sm.NS}}}resume", previous))
+                self.state = State.RESUME
+            else:
+                self._bind()
         else:
             raise RemoteProtocolError("the server offers no resource binding")
+
+    def _bind(self) -> None:
+        resource = (
+            [make(f"{{{NS_BIND}}}resource", text=self.jid.resource)]
+            if self.jid.resource
+            else []
+        )
+        bind = make(f"{{{NS_BIND}}}bind", None, *resource)
+        self._out += serialise(make_iq("set", _BIND_ID, None, bind))
+        self.state = State.BIND
 
     def _authenticate(self, features: Element) -> None:
         listed = features.iterfind(f"{{{NS_SASL}}}mechanisms/{{{NS_SASL}}}mechanism")
@@ -389,9 +439,47 @@ class ClientStream:
         self.jid = jid
         self.state = State.OPEN
         self._events.append(Bound(jid))
+        if self._can_enable:
+            # Our stanzas count from here on (XEP-0198 section 3), the server's from its answer.
+            self.sm = StreamManagement(jid)
+            self._out += serialise(make(f"{{{sm.NS}}}enable", {"resume": "true"}))
 
     def _on_stanza(self, stanza: Element) -> None:
+        if self.sm is not None and self._counting:
+            self.sm.received()
         self._events.append(StanzaReceived(stanza))
+
+    def _on_enabled(self, element: Element) -> None:
+        if self.sm is None or self._counting:
+            raise RemoteProtocolError("the server enabled stream management out of turn")
+        self._counting = True
+        self.sm.enabled(element)
+
+    def _on_enable_failed(self, _: Element) -> None:
+        self.sm = None
+
+    def _on_ack_request(self, _: Element) -> None:
+        if self.sm is not None:
+            self._out += serialise(make(f"{{{sm.NS}}}a", {"h": self.sm.handled}))
+
+    def _on_ack(self, element: Element) -> None:
+        if self.sm is not None:
+            self.sm.acknowledged(sm.read_h(element))
+
+    def _on_resumed(self, element: Element) -> None:
+        assert self._former is not None
+        self.sm, self.jid, self._counting = self._former, self._former.jid, True
+        self.sm.acknowledged(sm.read_h(element))
+        self.state = State.OPEN
+        for data in self.sm.unacked:
+            self._out += data
+        self._out += serialise(make(f"{{{sm.NS}}}r"))
+        self._events.append(Resumed())
+
+    def _on_resume_failed(self, element: Element) -> None:
+        # XEP-0198 section 5: binding on the same stream is what to do now.
+        self._former = None
+        self._bind()
 
     def _on_stream_error(self, element: Element) -> None:
         condition, text = "undefined-condition", ""

@@ -1,0 +1,234 @@
+"""Where the server of a domain is: SRV records (RFC 6120 section 3.2, XEP-0368)."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from syncd.errors import OfflineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import dns.asyncresolver
+
+log = logging.getLogger(__name__)
+
+TLSMode = Literal["starttls", "direct", "auto"]
+
+# RFC 6120 section 3.2.2: when the domain has no records.
+STARTTLS_PORT = 5222
+# By convention, when the user wants direct TLS and the domain has no records of it.
+DIRECT_TLS_PORT = 5223
+# Two questions, side by side; a silent name server must not hold the login up for longer.
+LOOKUP_TIMEOUT = 5.0  # seconds
+# Large providers have half a dozen. Each may cost a whole attempt to log in.
+MAX_TARGETS = 8  # targets
+# RFC 1035 section 3.1: 255 bytes on the wire are this many as text.
+MAX_HOST = 253  # characters
+
+# RFC 6120 section 3.2.1 and XEP-0368 section 3, by whether TLS begins with the first byte.
+_SERVICES = {False: "_xmpp-client._tcp", True: "_xmpps-client._tcp"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One SRV record (RFC 2782), and which of the two services it is of.
+
+    Attributes:
+      host: A-labels without the final dot; empty: the service is not provided.
+      direct: TLS from the first byte (``_xmpps-client``).
+    """
+
+    priority: int
+    weight: int
+    host: str
+    port: int
+    direct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A place to connect to.
+
+    Attributes:
+      host: A name as A-labels, or an IP address without brackets.
+      direct: TLS from the first byte.
+    """
+
+    host: str
+    port: int
+    direct: bool
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def order(records: Iterable[Record], rng: Callable[[], float]) -> list[Target]:
+    """Put records into the order in which they are to be tried.
+
+    Those of both services are one set (XEP-0368 section 3): lowest priority first, within one
+    priority by weighted chance, so that the load spreads as the administrator wants it.
+
+    Args:
+      records: As found; none says that the service is not provided.
+      rng: Numbers from 0 to 1, 1 excluded.
+
+    Returns:
+      At most `MAX_TARGETS`.
+    """
+    # RFC 2782: any order, but those of weight 0 come first within their priority.
+    left = sorted(records, key=lambda record: (record.priority, record.weight > 0, rng()))
+    targets: list[Target] = []
+    while left and len(targets) < MAX_TARGETS:
+        group = [record for record in left if record.priority == left[0].priority]
+        # RFC 2782: a whole number from 0 to the sum, both included; the first record at which
+        # the running sum reaches it. So weight 0 has a chance, too, but a very small one.
+        point = int(rng() * (sum(record.weight for record in group) + 1))
+        chosen = group[0]
+        for chosen in group:
+            point -= chosen.weight
+            if point <= 0:
+                break
+        left.remove(chosen)
+        targets.append(Target(chosen.host, chosen.port, chosen.direct))
+    return targets
+
+
+def to_ascii(domain: str) -> str:
+    """A domain as the DNS and certificates have it: A-labels (IDNA 2008).
+
+    Args:
+      domain: Of a JID: U-labels, or an IP literal, which loses its brackets.
+
+    Raises:
+      OfflineError: No name in the DNS can be so.
+    """
+    if domain.isascii():
+        return domain.removeprefix("[").removesuffix("]")
+    # Imported late: the tables cost memory, and nearly every domain is ASCII. The codec of
+    # Python is IDNA 2003, which finds strasse.de for straße.de.
+    import idna
+
+    try:
+        return idna.encode(domain).decode()
+    except UnicodeError as error:
+        raise OfflineError(
+            f"{domain} is no name that the DNS could know: {error}", hint="mend account.jid"
+        ) from error
+
+
+async def find_server(
+    domain: str,
+    tls: TLSMode,
+    *,
+    resolver: dns.asyncresolver.Resolver | None = None,
+    rng: Callable[[], float] = random.random,
+) -> list[Target]:
+    """Look up where the server of a domain is.
+
+    Whoever can forge DNS can send us anywhere with this, so nothing depends on it: the
+    certificate must be for the domain, wherever it leads.
+
+    Args:
+      domain: Of the JID.
+      tls: Which service will do; "auto": both.
+      resolver: Asks whom; default: the name servers of the system.
+      rng: Numbers from 0 to 1, 1 excluded.
+
+    Returns:
+      Where to connect, in order, at least one: the domain itself if it has no records.
+
+    Raises:
+      OfflineError: The domain says that it has no such service.
+    """
+    name = to_ascii(domain)
+    fallback = (
+        Target(name, DIRECT_TLS_PORT, direct=True)
+        if tls == "direct"
+        else Target(name, STARTTLS_PORT, direct=False)
+    )
+    if _is_address(name):
+        return [fallback]
+    wanted = {"auto": (False, True), "starttls": (False,), "direct": (True,)}[tls]
+    records: list[Record] = []
+
+    async def ask(direct: bool) -> None:  # noqa: FBT001 - start_soon has no keywords
+        records.extend(await _ask(asking, name, direct=direct))
+
+    # On the clock of trio: that of the resolver stands still, or jumps, with the system's.
+    with trio.move_on_after(LOOKUP_TIMEOUT) as bound:
+        # Anew each time: the network, and with it the name servers, may have changed.
+        asking = resolver or await trio.to_thread.run_sync(_system_resolver)
+        async with trio.open_nursery() as nursery:
+            for direct in wanted:
+                nursery.start_soon(ask, direct)
+    if bound.cancelled_caught:
+        log.info("the name servers did not say within %.0f s where %s is", LOOKUP_TIMEOUT, name)
+    usable = [record for record in records if record.host]
+    if records and not usable:
+        # RFC 6120 section 3.2.1 and XEP-0368 section 5: no falling back to the address.
+        kind = "" if tls == "auto" else f" of the kind that account.tls asks for ({tls})"
+        raise OfflineError(
+            f"{domain} says in the DNS that it has no XMPP service for clients{kind}",
+            hint="is account.jid right? else name the server in account.server",
+        )
+    return order(usable, rng) or [fallback]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _system_resolver() -> dns.asyncresolver.Resolver | None:
+    # Imported late: 15 MiB, which an account with a configured server need not pay.
+    import dns.asyncresolver
+    import dns.resolver
+
+    try:
+        return dns.asyncresolver.Resolver()
+    except dns.resolver.NoResolverConfiguration as error:
+        log.info("no name server is known: %s", error)
+        return None
+
+
+async def _ask(
+    resolver: dns.asyncresolver.Resolver | None, domain: str, *, direct: bool
+) -> list[Record]:
+    """The records of one service; none if there are none, or nobody knows."""
+    if resolver is None:
+        return []
+    import dns.exception
+    import dns.resolver
+
+    name = f"{_SERVICES[direct]}.{domain}."
+    try:
+        answer = await resolver.resolve(
+            name, "SRV", lifetime=LOOKUP_TIMEOUT, raise_on_no_answer=False
+        )
+    except dns.resolver.NXDOMAIN:
+        return []
+    except dns.exception.DNSException as error:
+        # Not a failure yet: /etc/hosts may know the domain, or the other service be known.
+        log.info("the name servers did not answer for %s: %s", name, error)
+        return []
+    return [
+        Record(
+            priority=rdata.priority,
+            weight=rdata.weight,
+            host=rdata.target.to_text(omit_final_dot=True).removesuffix("."),
+            port=rdata.port,
+            direct=direct,
+        )
+        for rdata in answer.rrset or ()
+    ]
