@@ -28,7 +28,7 @@ def tls_server_end_point(der: bytes) -> bytes | None:
     """
     try:
         algorithm = x509.load_der_x509_certificate(der).signature_hash_algorithm
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         # OpenSSL is satisfied with certificates that break the letter of RFC 5280.
         log.info("no channel binding with the server's certificate: %s", error)
         return None

@@ -9,6 +9,7 @@ import logging
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,6 +24,7 @@ from syncd.errors import (
 )
 from syncd.link import connect
 from syncd.link.session import MAX_WAITING, REQUEST_TIMEOUT, Handler, Session
+from syncd.xmpp import sasl
 from syncd.xmpp.disco import INFO, PING, make_info, read_info
 from syncd.xmpp.stanza import Iq, IqType, make_presence, read_from
 from syncd.xmpp.xml import make
@@ -69,6 +71,7 @@ class Client:
       features: What we say we can.
       handlers: For requests, by the tag of the payload; disco#info and ping are added.
       changed: Called when the connection or the peers that are online changed.
+      logged_in: Gets the SASL mechanism when a stronger one than before was used, to be kept.
 
     Attributes:
       problem: Why we are offline; None while online, or before the first attempt has failed.
@@ -84,6 +87,7 @@ class Client:
         features: frozenset[str],
         handlers: Mapping[str, Handler],
         changed: Callable[[], None] = lambda: None,
+        logged_in: Callable[[str], None] = lambda mechanism: None,
     ) -> None:
         self._account = account
         self._contacts = contacts
@@ -96,6 +100,7 @@ class Client:
             **handlers,
         }
         self._changed = changed
+        self._logged_in = logged_in
         self._session: Session | None = None
         self._nursery: trio.Nursery | None = None
         self._online = trio.Event()
@@ -172,6 +177,7 @@ class Client:
         """Live one session; the one that comes instead of a forgotten one is the next."""
         connection = self._successor or await connect.connect(self._account)
         self._successor = None
+        self._remember(connection.stream.mechanism)
         session = Session(connection, self._handlers, self._on_presence)
 
         def begin(nursery: trio.Nursery) -> None:
@@ -188,6 +194,12 @@ class Client:
             await session.run(begin, self._reconnect)
         finally:
             self._successor = session.successor
+
+    def _remember(self, mechanism: str) -> None:
+        """Never be talked into a weaker login than this server has let us use before."""
+        if sasl.strength(mechanism) > sasl.strength(self._account.least):
+            self._account = replace(self._account, least=mechanism)
+            self._logged_in(mechanism)
 
     async def _reconnect(self, sm: StreamManagement) -> connect.Connection | None:
         """Connect again to resume a session, for as long as the server keeps it."""

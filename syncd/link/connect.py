@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import trio
 
-from syncd.errors import OfflineError, RemoteProtocolError, SyncdError
+from syncd.errors import (
+    AuthenticationError,
+    ErrorType,
+    OfflineError,
+    StreamError,
+    SyncdError,
+    XMPPError,
+)
+from syncd.link import binding, resolve, tls
 from syncd.xmpp.stream import (
     Bound,
     ClientStream,
@@ -24,20 +35,41 @@ from syncd.xmpp.stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from syncd.link.resolve import Target, TLSMode
     from syncd.xmpp.jid import JID
     from syncd.xmpp.sm import StreamManagement
 
-# From SYN to bound. A server under load takes a second; a dead one must not hold us up.
+log = logging.getLogger(__name__)
+
+# Of one server, from SYN to bound. One under load takes a second; a dead one must not hold us
+# up.
 CONNECT_TIMEOUT = 30.0  # seconds
+# Of that, TCP alone: Linux sends a lost SYN again after 1, 3 and 7 seconds. Behind a firewall
+# that drops, there may be another server.
+REACH_TIMEOUT = 10.0  # seconds
+# To see a certificate that was no good, only to tell what is wrong with it.
+LOOK_TIMEOUT = 10.0  # seconds
 # One read; a server's burst of presences fits.
 MAX_RECV = 65_536  # bytes
-# RFC 6120 section 3.2.2: when nothing else is known.
-DEFAULT_PORT = 5222
-# XEP-0368: by convention the port of direct TLS.
-DIRECT_TLS_PORT = 5223
+
+# RFC 6120 section 4.9.3: what is true of this server, and need not be of the next. The rest is
+# about us (such as conflict or policy-violation), or for the caller (see-other-host).
+ELSEWHERE = frozenset(
+    {
+        "connection-timeout",
+        "host-gone",
+        "host-unknown",
+        "internal-server-error",
+        "remote-connection-failed",
+        "reset",
+        "resource-constraint",
+        "system-shutdown",
+        "undefined-condition",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,30 +79,24 @@ class Account:
     Attributes:
       jid: The resource, if any, is asked for.
       password: Read anew for each login, so that a changed one is found.
-      server: Host and port, or None: the JID's domain.
-      tls: How TLS begins; "auto" is direct on port 5223, STARTTLS elsewhere.
-      ca_file: One more trust anchor.
+      server: Host and port, or None: what the DNS says of the JID's domain.
+      tls: How TLS begins; "auto" is what the DNS says, and with `server` direct on port 5223
+        and STARTTLS elsewhere.
+      ca_file: Further trust anchors, PEM.
+      fingerprint: SHA-256 of the one certificate to trust, whatever it says; None: any for
+        the JID's domain under a CA that we trust.
       allow_plain: SASL PLAIN may be used inside TLS.
+      least: The strongest SASL mechanism used with this server before.
     """
 
     jid: JID
     password: Callable[[], str]
     server: tuple[str, int] | None = None
-    tls: Literal["starttls", "direct", "auto"] = "auto"
+    tls: TLSMode = "auto"
     ca_file: Path | None = None
+    fingerprint: bytes | None = None
     allow_plain: bool = False
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port of the server."""
-        return self.server or (_unbracketed(self.jid.domain), DEFAULT_PORT)
-
-    @property
-    def direct(self) -> bool:
-        """Whether TLS begins with the first byte."""
-        return self.tls == "direct" or (
-            self.tls == "auto" and self.address[1] == DIRECT_TLS_PORT
-        )
+    least: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,59 +114,220 @@ class Connection:
     early: list[Event]
 
 
-def _unbracketed(domain: str) -> str:
-    """An IPv6 literal of a JID, as sockets want it."""
-    return domain.removeprefix("[").removesuffix("]")
+Find = Callable[[str, "TLSMode"], "Awaitable[list[Target]]"]
+"""Finds the servers of a domain, as `resolve.find_server` does."""
 
 
-async def connect(account: Account, resume: StreamManagement | None = None) -> Connection:
+async def connect(
+    account: Account,
+    resume: StreamManagement | None = None,
+    *,
+    find: Find = resolve.find_server,
+) -> Connection:
     """Connect, start TLS, log in, and bind or resume.
+
+    The servers of the domain are tried in their order, until one lets us in. One that does not
+    take our credentials is the last: the next would only hear them, too.
 
     Args:
       account: Whom to log in as, and where.
       resume: Of a session whose connection broke. If the server has forgotten it, a new one
         is bound instead.
+      find: Where the servers are, if the account does not say.
 
     Returns:
       The open connection; the caller closes its transport.
 
     Raises:
-      OfflineError: The server cannot be reached, or took too long.
-      AuthenticationError: It does not take our credentials.
-      RemoteProtocolError, StreamError: It broke the protocol, or ended the stream.
+      OfflineError: No server can be reached, or they took too long.
+      AuthenticationError: One does not take our credentials.
+      RemoteProtocolError, StreamError: The only one has no good certificate, broke the
+        protocol, or ended the stream.
     """
-    host, port = account.address
     password = await trio.to_thread.run_sync(account.password)
-    context = _tls_context(account.ca_file)
-    with trio.move_on_after(CONNECT_TIMEOUT):
-        transport: trio.abc.Stream = await _open_tcp(host, port)
+    targets = await _find_targets(account, find)
+    contexts = {
+        direct: await _make_context(account, direct=direct)
+        for direct in {target.direct for target in targets}
+    }
+    failures: list[XMPPError] = []
+    for target in targets:
+        login = _Login(account, password, resume, target, contexts[target.direct])
         try:
-            if account.direct:
-                transport = await _start_tls(transport, context, account.jid.domain)
-            stream = ClientStream(
-                account.jid,
-                password,
-                nonce=secrets.token_urlsafe(24),
-                secure=account.direct,
-                allow_plain=account.allow_plain,
-                resume=resume,
-            )
-            return await _negotiate(transport, stream, context, password)
-        except BaseException:
-            await trio.aclose_forcefully(transport)
-            raise
+            return await login.run()
+        except XMPPError as error:
+            if _is_final(error):
+                raise
+            failures.append(error)
+            if len(targets) > 1:
+                level = logging.INFO if isinstance(error, OfflineError) else logging.WARNING
+                log.log(level, "not online by %s: %s", target, error)
+    if len(failures) == 1:
+        raise failures[0]
+    # What needs a person comes before what may pass.
+    hints = sorted(failures, key=lambda error: isinstance(error, OfflineError))
     raise OfflineError(
-        f"the server {host}:{port} did not let us in within {CONNECT_TIMEOUT:.0f} s"
+        f"none of the servers of {account.jid.domain} let us in: "
+        + "; ".join(map(_told, targets, failures)),
+        hint=next((error.hint for error in hints if error.hint), ""),
+    ) from ExceptionGroup("all servers failed", failures)
+
+
+async def _find_targets(account: Account, find: Find) -> list[Target]:
+    if account.server is None:
+        return await find(account.jid.domain, account.tls)
+    host, port = account.server
+    direct = account.tls == "direct" or (
+        account.tls == "auto" and port == resolve.DIRECT_TLS_PORT
+    )
+    return [resolve.Target(host, port, direct)]
+
+
+async def _make_context(account: Account, *, direct: bool) -> ssl.SSLContext:
+    # In a thread: reading all the CAs of the system takes some 30 ms.
+    return await trio.to_thread.run_sync(
+        lambda: tls.make_context(
+            ca_file=account.ca_file, verify=account.fingerprint is None, direct=direct
+        )
     )
 
 
-async def _open_tcp(host: str, port: int) -> trio.SocketStream:
+def _is_final(error: XMPPError) -> bool:
+    """Whether the next server must not be tried."""
+    match error:
+        case AuthenticationError():
+            return True
+        case StreamError():
+            return error.condition not in ELSEWHERE
+        case _:
+            return error.type is not ErrorType.WAIT
+
+
+def _told(target: Target, error: XMPPError) -> str:
+    # Some sentences name the server already.
+    return str(error) if str(target) in str(error) else f"{target}: {error}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    """One attempt at one server."""
+
+    account: Account
+    password: str
+    resume: StreamManagement | None
+    target: Target
+    context: ssl.SSLContext
+
+    async def run(self) -> Connection:
+        """See `connect`."""
+        try:
+            with trio.move_on_after(CONNECT_TIMEOUT):
+                return await self._connect()
+        except ssl.SSLCertVerificationError as error:
+            seen = await self._see_certificate()
+            domain, now = self.account.jid.domain, datetime.now(UTC)
+            raise tls.explain(error, domain, seen, now) from error
+        raise OfflineError(
+            f"the server {self.target} did not let us in within {CONNECT_TIMEOUT:.0f} s"
+        )
+
+    async def _connect(self) -> Connection:
+        transport: trio.abc.Stream = await _open_tcp(self.target)
+        try:
+            end_point = None
+            if self.target.direct:
+                transport, end_point = await self._start_tls(transport)
+            stream = self._new_stream(end_point)
+            if not self.target.direct:
+                await _reach_tls(transport, stream)
+                transport, end_point = await self._start_tls(transport)
+                stream.tls_started(end_point)
+            return await self._log_in(transport, stream)
+        except BaseException:
+            await trio.aclose_forcefully(transport)
+            raise
+
+    def _new_stream(self, end_point: bytes | None) -> ClientStream:
+        account = self.account
+        return ClientStream(
+            account.jid,
+            self.password,
+            nonce=secrets.token_urlsafe(24),
+            secure=self.target.direct,
+            end_point=end_point,
+            allow_plain=account.allow_plain,
+            resume=self.resume,
+            least=account.least,
+        )
+
+    async def _start_tls(
+        self, transport: trio.abc.Stream
+    ) -> tuple[trio.abc.Stream, bytes | None]:
+        """Start TLS with the right server, and give what binds the login to it."""
+        name = resolve.to_ascii(self.account.jid.domain)
+        secured, der = await tls.start_tls(transport, self.context, name)
+        if self.account.fingerprint is not None:
+            tls.check_fingerprint(der, self.account.fingerprint)
+        return secured, binding.tls_server_end_point(der)
+
+    async def _log_in(self, transport: trio.abc.Stream, stream: ClientStream) -> Connection:
+        """Drive the stream, inside TLS, until it is bound."""
+        while True:
+            await write(transport, stream)
+            events = stream.receive_data(await read(transport))
+            for number, event in enumerate(events, 1):
+                match event:
+                    case KeyWanted(key):
+                        # Up to a second of hashing at the most iterations that we take.
+                        stream.key_derived(
+                            await trio.to_thread.run_sync(key.derive, self.password)
+                        )
+                    case Bound() | Resumed():
+                        return Connection(transport, stream, events[number:])
+                    case StreamEnded(error):
+                        await _say_goodbye(transport, stream)
+                        raise error or OfflineError("the server closed the stream")
+                    case TLSWanted() | StanzaReceived():  # pragma: no cover
+                        raise AssertionError("TLS is on, and no stanza comes before the bind")
+
+    async def _see_certificate(self) -> bytes | None:
+        """Shake hands once more, trusting nobody and saying nothing, to see the certificate.
+
+        OpenSSL does not show the one that it has refused.
+        """
+        name = resolve.to_ascii(self.account.jid.domain)
+        context = await trio.to_thread.run_sync(
+            lambda: tls.make_context(ca_file=None, verify=False, direct=self.target.direct)
+        )
+        with trio.move_on_after(LOOK_TIMEOUT), suppress(SyncdError):
+            transport = await _open_tcp(self.target)
+            try:
+                if not self.target.direct:
+                    await _reach_tls(transport, self._new_stream(None))
+                _, der = await tls.start_tls(transport, context, name)
+                return der
+            finally:
+                await trio.aclose_forcefully(transport)
+        return None
+
+
+async def _open_tcp(target: Target) -> trio.SocketStream:
+    hint = "is the server running, and account.server right?"
     try:
-        stream = await trio.open_tcp_stream(host, port)
+        with trio.fail_after(REACH_TIMEOUT):
+            stream = await trio.open_tcp_stream(target.host, target.port)
+    except trio.TooSlowError as error:
+        raise OfflineError(
+            f"no connection to the server {target} within {REACH_TIMEOUT:.0f} s", hint=hint
+        ) from error
+    except socket.gaierror as error:
+        raise OfflineError(
+            f"no connection to the server {target}: {_reasons(error)}",
+            hint="does the DNS work here, and is account.jid (or account.server) right?",
+        ) from error
     except (OSError, UnicodeError) as error:  # the latter: no name that DNS could carry
         raise OfflineError(
-            f"no connection to the server {host}:{port}: {_reasons(error)}",
-            hint="is the server running, and account.server right?",
+            f"no connection to the server {target}: {_reasons(error)}", hint=hint
         ) from error
     # A stanza is small and somebody waits for it. Half-open links end with the keep-alive
     # of the session; the kernel's own is for when we are not reading.
@@ -162,70 +349,24 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise OfflineError(
-                f"account.ca_file {ca_file} cannot be used: {error}",
-                hint="it must be a readable PEM file of certificates",
-            ) from error
-    return context
-
-
-async def _start_tls(
-    transport: trio.abc.Stream, context: ssl.SSLContext, domain: str
-) -> trio.abc.Stream:
-    # RFC 6120 section 13.7.2: the certificate is for the JID's domain, whatever host we
-    # had to connect to.
-    tls = trio.SSLStream(
-        transport, context, server_hostname=_unbracketed(domain), https_compatible=True
-    )
-    try:
-        await tls.do_handshake()
-    except trio.BrokenResourceError as error:
-        cause = error.__cause__
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise RemoteProtocolError(
-                f"the server's certificate is not good for {domain}: {cause.verify_message}",
-                hint="mend the certificate on the server, or name its CA in account.ca_file",
-            ) from error
-        raise OfflineError(f"TLS with the server failed: {cause or error}") from error
-    return tls
-
-
-async def _negotiate(
-    transport: trio.abc.Stream, stream: ClientStream, context: ssl.SSLContext, password: str
-) -> Connection:
-    """Drive the stream until it is bound."""
+async def _reach_tls(transport: trio.abc.Stream, stream: ClientStream) -> None:
+    """Drive the stream to where TLS begins (STARTTLS)."""
     while True:
         await write(transport, stream)
-        events = stream.receive_data(await read(transport))
-        for number, event in enumerate(events, 1):
+        for event in stream.receive_data(await read(transport)):
             match event:
                 case TLSWanted():
-                    transport = await _start_tls(transport, context, stream.jid.domain)
-                    stream.tls_started()
-                case KeyWanted(key):
-                    # Up to a second of hashing at the most iterations that we take.
-                    stream.key_derived(await trio.to_thread.run_sync(key.derive, password))
-                case Bound() | Resumed():
-                    return Connection(transport, stream, events[number:])
+                    return
                 case StreamEnded(error):
                     await _say_goodbye(transport, stream)
                     raise error or OfflineError("the server closed the stream")
-                case StanzaReceived():  # pragma: no cover
-                    raise AssertionError("the stream takes no stanza before the bind")
+                case _:  # pragma: no cover
+                    raise AssertionError("nothing else comes before TLS")
 
 
 async def _say_goodbye(transport: trio.abc.Stream, stream: ClientStream) -> None:
-    try:
+    with suppress(SyncdError):  # it may be gone already, and the caller knows why
         await write(transport, stream)
-    except SyncdError:
-        return  # it is gone already, and the caller knows why
 
 
 async def write(transport: trio.abc.Stream, stream: ClientStream) -> None:

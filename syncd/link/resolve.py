@@ -29,8 +29,6 @@ DIRECT_TLS_PORT = 5223
 LOOKUP_TIMEOUT = 5.0  # seconds
 # Large providers have half a dozen. Each may cost a whole attempt to log in.
 MAX_TARGETS = 8  # targets
-# RFC 1035 section 3.1: 255 bytes on the wire are this many as text.
-MAX_HOST = 253  # characters
 
 # RFC 6120 section 3.2.1 and XEP-0368 section 3, by whether TLS begins with the first byte.
 _SERVICES = {False: "_xmpp-client._tcp", True: "_xmpps-client._tcp"}
@@ -157,29 +155,39 @@ async def find_server(
     if _is_address(name):
         return [fallback]
     wanted = {"auto": (False, True), "starttls": (False,), "direct": (True,)}[tls]
-    records: list[Record] = []
+    found: dict[bool, list[Record] | None] = dict.fromkeys(wanted)  # None: not known
 
-    async def ask(direct: bool) -> None:  # noqa: FBT001 - start_soon has no keywords
-        records.extend(await _ask(asking, name, direct=direct))
+    async def ask(direct: bool) -> None:
+        found[direct] = await _ask(asking, name, direct=direct)
 
     # On the clock of trio: that of the resolver stands still, or jumps, with the system's.
-    with trio.move_on_after(LOOKUP_TIMEOUT) as bound:
+    with trio.move_on_after(LOOKUP_TIMEOUT):
         # Anew each time: the network, and with it the name servers, may have changed.
         asking = resolver or await trio.to_thread.run_sync(_system_resolver)
         async with trio.open_nursery() as nursery:
             for direct in wanted:
                 nursery.start_soon(ask, direct)
-    if bound.cancelled_caught:
-        log.info("the name servers did not say within %.0f s where %s is", LOOKUP_TIMEOUT, name)
+    records = [record for each in found.values() for record in each or ()]
     usable = [record for record in records if record.host]
     if records and not usable:
-        # RFC 6120 section 3.2.1 and XEP-0368 section 5: no falling back to the address.
-        kind = "" if tls == "auto" else f" of the kind that account.tls asks for ({tls})"
-        raise OfflineError(
-            f"{domain} says in the DNS that it has no XMPP service for clients{kind}",
-            hint="is account.jid right? else name the server in account.server",
-        )
+        # RFC 6120 section 3.2.1, XEP-0368: whoever says so must not be asked at his address.
+        raise _not_provided(domain, tls, known=None not in found.values())
+    if None in found.values():
+        log.info("the name servers did not say all about where the server of %s is", name)
     return order(usable, rng) or [fallback]
+
+
+def _not_provided(domain: str, tls: TLSMode, *, known: bool) -> OfflineError:
+    if not known:
+        return OfflineError(
+            f"the name servers said only where the server of {domain} is not",
+            hint="does the DNS work here? else name the server in account.server",
+        )
+    kind = "" if tls == "auto" else f' of the kind that account.tls = "{tls}" asks for'
+    return OfflineError(
+        f"{domain} says in the DNS that it has no XMPP service for clients{kind}",
+        hint="is account.jid right? else name the server in account.server",
+    )
 
 
 def _is_address(host: str) -> bool:
@@ -204,10 +212,10 @@ def _system_resolver() -> dns.asyncresolver.Resolver | None:
 
 async def _ask(
     resolver: dns.asyncresolver.Resolver | None, domain: str, *, direct: bool
-) -> list[Record]:
-    """The records of one service; none if there are none, or nobody knows."""
+) -> list[Record] | None:
+    """The records of one service; None if nobody knows."""
     if resolver is None:
-        return []
+        return None
     import dns.exception
     import dns.resolver
 
@@ -220,8 +228,8 @@ async def _ask(
         return []
     except dns.exception.DNSException as error:
         # Not a failure yet: /etc/hosts may know the domain, or the other service be known.
-        log.info("the name servers did not answer for %s: %s", name, error)
-        return []
+        log.debug("the name servers did not answer for %s: %s", name, error)
+        return None
     return [
         Record(
             priority=rdata.priority,

@@ -18,6 +18,9 @@ MAX_ITERATIONS = 1_000_000
 # Real salts have 16 to 32 bytes, real nonces 24 to 60 characters.
 _MAX_MESSAGE = 4_096  # bytes
 
+# RFC 5929 section 4: the only binding that Python's ssl lets us compute on every TLS version.
+END_POINT = "tls-server-end-point"
+
 # Strongest first; the server's own order says nothing (Prosody's is random).
 MECHANISMS = {
     "SCRAM-SHA-512": "sha512",
@@ -46,31 +49,107 @@ class KeyWanted:
         return hashlib.pbkdf2_hmac(self.hash_name, secret, self.salt, self.iterations)
 
 
-def choose_mechanism(offered: frozenset[str], *, allow_plain: bool) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """What the server offers, before the login.
+
+    Attributes:
+      mechanisms: Of SASL.
+      bindings: Types of channel binding (XEP-0440); None if it does not say.
+    """
+
+    mechanisms: frozenset[str]
+    bindings: frozenset[str] | None = None
+
+    @property
+    def protected(self) -> str:
+        """What XEP-0474 hashes, so that nobody shortens the lists on their way to us."""
+        text = "\x1e".join(sorted(self.mechanisms))
+        if self.bindings is not None:
+            text += "\x1f" + "\x1e".join(sorted(self.bindings))
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How to log in.
+
+    Attributes:
+      mechanism: As the server calls it.
+      gs2_flag: RFC 5802 section 6: ``p=...`` binds to the channel; ``y``: we could, and think
+        that the server cannot; ``n``: we do not.
+    """
+
+    mechanism: str
+    gs2_flag: str = "n"
+
+
+def choose(offered: Offered, *, end_point: bool, allow_plain: bool, least: str = "") -> Choice:
     """Pick the strongest mechanism that both ends know.
 
     Args:
       offered: What the server lists.
+      end_point: We know the hash of its certificate, so we can bind to the channel.
       allow_plain: The user takes PLAIN; the stream is inside TLS already.
+      least: The strongest that this server has let us use before.
 
     Raises:
-      AuthenticationError: There is none.
+      AuthenticationError: There is none, or only weaker ones than before.
     """
-    for mechanism in MECHANISMS:
-        if mechanism in offered:
-            return mechanism
-    if "PLAIN" in offered:
-        if allow_plain:
-            return "PLAIN"
+    choice = _choose_scram(offered, end_point=end_point)
+    if choice is None and "PLAIN" in offered.mechanisms:
+        if not allow_plain:
+            raise AuthenticationError(
+                "the server offers no SCRAM, only PLAIN, which shows it the password",
+                hint="enable SCRAM on the server, or set account.allow_plain = true",
+            )
+        choice = Choice("PLAIN")
+    if choice is None:
+        listed = ", ".join(sorted(offered.mechanisms)) or "none at all"
         raise AuthenticationError(
-            "the server offers no SCRAM, only PLAIN, which shows it the password",
-            hint="enable SCRAM on the server, or set account.allow_plain = true",
+            f"the server offers no way to log in that syncd knows (it lists: {listed})",
+            hint="enable SCRAM-SHA-256 or SCRAM-SHA-1 on the server",
         )
-    listed = ", ".join(sorted(offered)) or "none at all"
-    raise AuthenticationError(
-        f"the server offers no way to log in that syncd knows (it lists: {listed})",
-        hint="enable SCRAM-SHA-256 or SCRAM-SHA-1 on the server",
-    )
+    if strength(choice.mechanism) < strength(least):
+        raise AuthenticationError(
+            f"the server let us log in by {least} before, and now offers at best "
+            f"{choice.mechanism}: somebody between may want to learn the password",
+            hint="if the server's administrator changed that on purpose, delete the file "
+            "login in the state directory",
+        )
+    return choice
+
+
+def _choose_scram(offered: Offered, *, end_point: bool) -> Choice | None:
+    announced = any(name.endswith("-PLUS") for name in offered.mechanisms)
+    if offered.bindings is not None and not announced:
+        raise AuthenticationError(
+            "the server lists channel bindings but no mechanism that uses them: somebody "
+            "between may have removed it (XEP-0440)",
+            hint="look at the server's SASL configuration",
+        )
+    # COMPAT(ejabberd 23.01): offers -PLUS without saying for which binding, and takes only
+    # one that TLS 1.3 does not define. So only what is listed is used, and where -PLUS is
+    # offered "y" would be a lie that ends the login.
+    can_bind = end_point and END_POINT in (offered.bindings or ())
+    for mechanism in MECHANISMS:
+        if can_bind and f"{mechanism}-PLUS" in offered.mechanisms:
+            return Choice(f"{mechanism}-PLUS", f"p={END_POINT}")
+    for mechanism in MECHANISMS:
+        if mechanism in offered.mechanisms:
+            return Choice(mechanism, "y" if end_point and not announced else "n")
+    return None
+
+
+def strength(mechanism: str) -> int:
+    """Compare mechanisms: what binds to the channel is stronger than what does not."""
+    if mechanism == "PLAIN":
+        return 1
+    name = mechanism.removesuffix("-PLUS")
+    if name not in MECHANISMS:
+        return 0
+    rank = 2 + list(reversed(MECHANISMS)).index(name)
+    return rank + len(MECHANISMS) * (name != mechanism)
 
 
 def plain(username: str, password: str) -> bytes:
@@ -82,16 +161,29 @@ class Scram:
     """The client of one SCRAM exchange.
 
     Args:
-      mechanism: A key of `MECHANISMS`.
+      mechanism: A key of `MECHANISMS`, or one with ``-PLUS`` behind it.
       username: The localpart.
       nonce: At least 128 random bits as printable ASCII without a comma.
-      gs2_flag: RFC 5802 section 6: ``n``, this client does no channel binding.
+      gs2_flag: See `Choice`.
+      binding: The channel's data, for a flag ``p=...``.
+      offered: What the server offered; compared with what it says that it did, if it says so
+        (XEP-0474).
     """
 
-    def __init__(self, mechanism: str, username: str, nonce: str, gs2_flag: str = "n") -> None:
-        self._hash = MECHANISMS[mechanism]
+    def __init__(
+        self,
+        mechanism: str,
+        username: str,
+        nonce: str,
+        gs2_flag: str = "n",
+        binding: bytes = b"",
+        offered: Offered | None = None,
+    ) -> None:
+        self._hash = MECHANISMS[mechanism.removesuffix("-PLUS")]
         self._nonce = nonce
         self._gs2 = f"{gs2_flag},,"
+        self._binding = binding
+        self._offered = offered
         name = username.replace("=", "=3D").replace(",", "=2C")
         self._first_bare = f"n={name},r={nonce}"
         self._server_first = ""
@@ -132,13 +224,25 @@ class Scram:
                 f"syncd takes {MIN_ITERATIONS} to {MAX_ITERATIONS}",
                 hint="raise or lower the iteration count on the server",
             )
+        if "h" in fields and self._offered is not None:
+            self._check_offer(fields["h"])
         return KeyWanted(self._hash, salt, iterations)
+
+    def _check_offer(self, claimed: str) -> None:
+        """Compare the lists we saw with those that the server sent (XEP-0474 section 5.2)."""
+        assert self._offered is not None
+        seen = hashlib.new(self._hash, self._offered.protected.encode()).digest()
+        if not hmac.compare_digest(claimed.encode(), base64.b64encode(seen)):
+            raise AuthenticationError(
+                "the server's list of ways to log in was changed on its way to us",
+                hint="somebody between you and the server is trying to weaken the login; "
+                "do not log in from this network until you know who",
+            )
 
     def final(self, salted_password: bytes) -> bytes:
         """The client-final-message (RFC 5802 section 3)."""
-        without_proof = (
-            f"c={base64.b64encode(self._gs2.encode()).decode()},r={self._server_nonce}"
-        )
+        channel = base64.b64encode(self._gs2.encode() + self._binding).decode()
+        without_proof = f"c={channel},r={self._server_nonce}"
         auth = f"{self._first_bare},{self._server_first},{without_proof}".encode()
         client_key = self._hmac(salted_password, b"Client Key")
         signature = self._hmac(hashlib.new(self._hash, client_key).digest(), auth)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 NS_TLS = "urn:ietf:params:xml:ns:xmpp-tls"
 NS_SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
+NS_SASL_CB = "urn:xmpp:sasl-cb:0"
 NS_BIND = "urn:ietf:params:xml:ns:xmpp-bind"
 NS_STREAM_ERRORS = "urn:ietf:params:xml:ns:xmpp-streams"
 
@@ -65,6 +66,8 @@ ERROR = f"{{{NS_STREAMS}}}error"
 
 # Before the login the server is a stranger. Prosody allows 10,000 bytes then.
 MAX_STANZA_BEFORE_LOGIN = 16_384  # bytes
+# RFC 4422 section 3.1 has 20; the longest in use has 18, of a binding 20.
+MAX_MECHANISM = 64  # characters
 # The only iq before the stream is open, so its id need not be random.
 _BIND_ID = "bind"
 
@@ -145,10 +148,13 @@ class ClientStream:
       allow_plain: SASL PLAIN may be used (and only inside TLS).
       resume: Of a former session, whose connection broke; `Bound` instead of `Resumed` then
         tells that the server has forgotten it.
+      least: The strongest mechanism that this server has let us use before; nothing weaker is
+        used now.
 
     Attributes:
       jid: The full JID once bound.
       state: See above.
+      mechanism: How we log in, once that is decided.
       sm: What makes this session resumable (XEP-0198); None if nothing does.
     """
 
@@ -162,9 +168,11 @@ class ClientStream:
         end_point: bytes | None = None,
         allow_plain: bool = False,
         resume: StreamManagement | None = None,
+        least: str = "",
     ) -> None:
         self.jid = jid
         self.state = State.HEADER
+        self.mechanism = ""
         self.sm: StreamManagement | None = None
         self._former = resume
         self._counting = False  # the server has enabled stream management: its stanzas count
@@ -172,6 +180,7 @@ class ClientStream:
         self._nonce = nonce
         self._secure = secure
         self._end_point = end_point
+        self._least = least
         self._allow_plain = allow_plain
         self._authenticated = False
         self._scram: sasl.Scram | None = None
@@ -362,16 +371,29 @@ class ClientStream:
         self.state = State.BIND
 
     def _authenticate(self, features: Element) -> None:
-        listed = features.iterfind(f"{{{NS_SASL}}}mechanisms/{{{NS_SASL}}}mechanism")
-        offered = frozenset((element.text or "").strip()[:40] for element in listed)
-        mechanism = sasl.choose_mechanism(offered, allow_plain=self._allow_plain)
-        if mechanism == "PLAIN":
+        offered = _read_offered(features)
+        choice = sasl.choose(
+            offered,
+            end_point=self._end_point is not None,
+            allow_plain=self._allow_plain,
+            least=self._least,
+        )
+        self.mechanism = choice.mechanism
+        if choice.mechanism == "PLAIN":
             self._proven = True  # PLAIN has no such proof; TLS must do
             initial = sasl.plain(self.jid.local, self._password)
         else:
-            self._scram = sasl.Scram(mechanism, self.jid.local, self._nonce)
+            binds = choice.gs2_flag.startswith("p=")
+            self._scram = sasl.Scram(
+                choice.mechanism,
+                self.jid.local,
+                self._nonce,
+                choice.gs2_flag,
+                (self._end_point or b"") if binds else b"",
+                offered,
+            )
             initial = self._scram.first()
-        self._send_sasl("auth", initial, mechanism=mechanism)
+        self._send_sasl("auth", initial, mechanism=choice.mechanism)
         self.state = State.AUTH
 
     def _send_sasl(self, name: str, data: bytes, **attributes: str) -> None:
@@ -507,3 +529,19 @@ class ClientStream:
         if self.state is not State.CLOSED:
             self.state = State.CLOSED
             self._events.append(StreamEnded(error))
+
+
+def _read_offered(features: Element) -> sasl.Offered:
+    """Read what can be used to log in (RFC 6120 section 6.3.3, XEP-0440)."""
+    mechanisms = frozenset(
+        (element.text or "").strip()[:MAX_MECHANISM]
+        for element in features.iterfind(f"{{{NS_SASL}}}mechanisms/{{{NS_SASL}}}mechanism")
+    )
+    listed = features.find(f"{{{NS_SASL_CB}}}sasl-channel-binding")
+    if listed is None:
+        return sasl.Offered(mechanisms=mechanisms)
+    bindings = frozenset(
+        element.get("type", "")[:MAX_MECHANISM]
+        for element in listed.iterfind(f"{{{NS_SASL_CB}}}channel-binding")
+    )
+    return sasl.Offered(mechanisms=mechanisms, bindings=bindings)

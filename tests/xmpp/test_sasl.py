@@ -8,15 +8,18 @@ from hypothesis import strategies as st
 
 from syncd.errors import AuthenticationError
 from syncd.xmpp.sasl import (
+    END_POINT,
     MAX_ITERATIONS,
     MIN_ITERATIONS,
     KeyWanted,
+    Offered,
     Scram,
-    choose_mechanism,
+    choose,
     decode,
     encode,
     plain,
     prepare_password,
+    strength,
 )
 
 NONCE = "fyko+d2lbbFgONRv9qkxdawL"
@@ -179,7 +182,8 @@ def test_a_proof_before_ours_proves_nothing(message: bytes) -> None:
     ],
 )
 def test_the_strongest_mechanism_of_both_is_chosen(offered: set[str], chosen: str) -> None:
-    assert choose_mechanism(frozenset(offered), allow_plain=True) == chosen
+    choice = choose(Offered(mechanisms=frozenset(offered)), end_point=False, allow_plain=True)
+    assert (choice.mechanism, choice.gs2_flag) == (chosen, "n")
 
 
 @pytest.mark.parametrize(
@@ -195,8 +199,134 @@ def test_without_a_common_mechanism_the_user_learns_what_the_server_lists(
     offered: set[str], allow_plain: bool, reason: str
 ) -> None:
     with pytest.raises(AuthenticationError, match=reason) as caught:
-        choose_mechanism(frozenset(offered), allow_plain=allow_plain)
+        choose(Offered(mechanisms=frozenset(offered)), end_point=False, allow_plain=allow_plain)
     assert caught.value.hint
+
+
+BOTH = frozenset({"SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS"})
+PLAINLY = frozenset({"SCRAM-SHA-1", "SCRAM-SHA-256"})
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "bindings", "end_point", "mechanism", "flag"),
+    [
+        # listed, offered, and we can
+        (BOTH, {END_POINT, "tls-exporter"}, True, "SCRAM-SHA-256-PLUS", f"p={END_POINT}"),
+        # a certificate whose hash is not defined (RFC 5929 section 4.1)
+        (BOTH, {END_POINT}, False, "SCRAM-SHA-256", "n"),
+        # only what we cannot do: "y" would be a lie
+        (BOTH, {"tls-exporter"}, True, "SCRAM-SHA-256", "n"),
+        # ejabberd 23.01 does not say which, and takes only one that we cannot do
+        (BOTH, None, True, "SCRAM-SHA-256", "n"),
+        # Prosody 0.12 on TLS 1.3: nothing is announced, so whoever removed it is found out
+        (PLAINLY, None, True, "SCRAM-SHA-256", "y"),
+        (PLAINLY, None, False, "SCRAM-SHA-256", "n"),
+        # the stronger hash without the binding is weaker than the other with it
+        (
+            frozenset({"SCRAM-SHA-512", "SCRAM-SHA-1-PLUS"}),
+            {END_POINT},
+            True,
+            "SCRAM-SHA-1-PLUS",
+            f"p={END_POINT}",
+        ),
+    ],
+)
+def test_the_login_is_bound_to_the_channel_where_both_can(
+    mechanisms: frozenset[str],
+    bindings: set[str] | None,
+    end_point: bool,
+    mechanism: str,
+    flag: str,
+) -> None:
+    """The rules of XEP-0440 section 4, and what real servers make of them."""
+    offered = Offered(
+        mechanisms=mechanisms, bindings=None if bindings is None else frozenset(bindings)
+    )
+    choice = choose(offered, end_point=end_point, allow_plain=False)
+    assert (choice.mechanism, choice.gs2_flag) == (mechanism, flag)
+
+
+def test_bindings_without_a_mechanism_for_them_were_tampered_with() -> None:
+    offered = Offered(mechanisms=PLAINLY, bindings=frozenset({END_POINT}))
+    with pytest.raises(AuthenticationError, match="may have removed it"):
+        choose(offered, end_point=True, allow_plain=False)
+
+
+@pytest.mark.parametrize(
+    ("least", "mechanisms"),
+    [
+        ("SCRAM-SHA-256", {"SCRAM-SHA-1", "PLAIN"}),
+        ("SCRAM-SHA-1", {"PLAIN"}),
+        ("SCRAM-SHA-1-PLUS", {"SCRAM-SHA-512"}),
+    ],
+)
+def test_nothing_weaker_than_before_is_used(least: str, mechanisms: set[str]) -> None:
+    offered = Offered(mechanisms=frozenset(mechanisms))
+    with pytest.raises(AuthenticationError, match=f"by {least} before") as caught:
+        choose(offered, end_point=False, allow_plain=True, least=least)
+    assert "delete the file login" in caught.value.hint
+
+
+def test_the_same_or_more_than_before_is_used() -> None:
+    offered = Offered(mechanisms=BOTH, bindings=frozenset({END_POINT}))
+    for least in ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "X-UNHEARD-OF"):
+        choice = choose(offered, end_point=True, allow_plain=False, least=least)
+        assert choice.mechanism == "SCRAM-SHA-256-PLUS"
+
+
+def test_mechanisms_are_ordered_by_strength() -> None:
+    ranked = [
+        "X-UNHEARD-OF",
+        "PLAIN",
+        "SCRAM-SHA-1",
+        "SCRAM-SHA-256",
+        "SCRAM-SHA-512",
+        "SCRAM-SHA-1-PLUS",
+        "SCRAM-SHA-256-PLUS",
+        "SCRAM-SHA-512-PLUS",
+    ]
+    assert sorted(ranked, key=strength) == ranked
+    assert len({strength(name) for name in ranked}) == len(ranked)
+
+
+# XEP-0474 section 5.3: what the server of its example offers, and the hash it sends.
+XEP_0474 = Offered(
+    mechanisms=frozenset({"SCRAM-SHA-1", "SCRAM-SHA-1-PLUS"}),
+    bindings=frozenset({END_POINT, "tls-exporter"}),
+)
+XEP_0474_NONCE = "12C4CD5C-E38E-4A98-8F6D-15C38F51CCC6"
+XEP_0474_FIRST = (
+    f"r={XEP_0474_NONCE}a09117a6-ac50-4f2f-93f1-93799c2bddf6,s=QSXCR+Q6sek8bf92,i=4096,"
+    "h=G6k/rBLDqgOhRRaCuuatSDFkJ08="
+).encode()
+
+
+def test_the_lists_that_the_server_sent_are_those_that_we_saw() -> None:
+    scram = Scram("SCRAM-SHA-1", "user", XEP_0474_NONCE, offered=XEP_0474)
+    assert scram.challenged(XEP_0474_FIRST).iterations == 4096
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        Offered(mechanisms=frozenset({"SCRAM-SHA-1"}), bindings=XEP_0474.bindings),
+        Offered(mechanisms=XEP_0474.mechanisms, bindings=frozenset({END_POINT})),
+        Offered(mechanisms=XEP_0474.mechanisms),
+    ],
+)
+def test_a_list_that_was_shortened_on_its_way_ends_the_login(seen: Offered) -> None:
+    scram = Scram("SCRAM-SHA-1", "user", XEP_0474_NONCE, offered=seen)
+    with pytest.raises(AuthenticationError, match="was changed on its way"):
+        scram.challenged(XEP_0474_FIRST)
+
+
+def test_the_channel_is_part_of_the_proof() -> None:
+    """RFC 5802 section 7: ``c`` is the header and the data behind it."""
+    scram = Scram("SCRAM-SHA-1-PLUS", "user", NONCE, f"p={END_POINT}", b"\x01\x02")
+    assert scram.first().startswith(b"p=tls-server-end-point,,n=user,")
+    key = scram.challenged(SERVER_FIRST).derive("pencil")
+    channel = base64.b64encode(b"p=tls-server-end-point,,\x01\x02").decode()
+    assert scram.final(key).startswith(f"c={channel},".encode())
 
 
 def test_plain_is_one_message() -> None:
