@@ -3,6 +3,8 @@
 `TABLES` describes every key: what it holds, what it does, its default. The rest is what a
 single key cannot know: where paths start, which keys exclude each other, which folders
 overlap. `parse` judges the text, `places.check_paths` the disk, `load` both.
+
+More than 400 lines, because each key has six of them and all keys belong side by side.
 """
 
 from __future__ import annotations
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 
 # A folder's id travels in every offer and stands in messages and file names.
 _FOLDER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# As openssl and browsers show it, or without the colons.
+_SHA_256 = re.compile(r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}")
 
 MAX_SETTLE = 3600.0  # seconds; a file that takes an hour's pause belongs renamed into place
 MAX_PARALLEL = 64  # transfers; each is a thread
@@ -97,6 +102,8 @@ class Account:
       server: Replaces the look-up of SRV records.
       tls: "auto" prefers direct TLS where SRV records offer it.
       ca_file: Further trust anchors, PEM.
+      certificate_fingerprint: SHA-256 of the server's certificate, which is then the only one
+        to be trusted, whatever else it says.
       allow_plain: SASL PLAIN may be used, inside TLS only.
     """
 
@@ -105,6 +112,7 @@ class Account:
     server: Address | None
     tls: Literal["starttls", "direct", "auto"]
     ca_file: Path | None
+    certificate_fingerprint: bytes | None
     allow_plain: bool
 
 
@@ -251,6 +259,13 @@ def _folder_id(value: object) -> str:
     return value
 
 
+def _fingerprint(value: object) -> bytes:
+    what = 'a SHA-256 fingerprint of 64 hexadecimal digits, such as "9F:86:D0:..."'
+    if not isinstance(value, str) or not _SHA_256.fullmatch(value):
+        raise UnfitError(expected(what, value, text=True))
+    return bytes.fromhex(value.replace(":", ""))
+
+
 _SENDERS = list_of(_jid(local=True, resource=False), example='["carol@example.org"]')
 _INBOX_SENDERS = list_of(
     _jid(local=True, resource=False), example='["dave@example.org"]', least=1
@@ -290,6 +305,12 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             "ca_file",
             path,
             doc="Also trust the certificates in this PEM file, for a server of your own.",
+        ),
+        Key(
+            "certificate_fingerprint",
+            _fingerprint,
+            doc="Trust exactly the server's certificate with this SHA-256 fingerprint, "
+            "whatever its names, dates and issuer are, and no other.",
         ),
         Key(
             "allow_plain",
@@ -428,6 +449,7 @@ def parse(text: str, *, where: str, environ: Mapping[str, str]) -> Config:
     places.check_socket(report, socket)
     places.check_overlaps(report, tables["folder"], tables["inbox"], state_dir)
     _check_folders(report, tables["folder"])
+    _check_trust(report, account)
     _check_ways(report, tables["bytestreams"])
     _check_sealing(report, tables["transfer"])
     report.raise_if_any()
@@ -508,6 +530,15 @@ def _or_default(
     except ConfigError as error:
         report.problem(place, f"{error}; set it here")
         return None
+
+
+def _check_trust(report: Report, account: Mapping[str, Any]) -> None:
+    if account.get("ca_file") and account.get("certificate_fingerprint"):
+        report.problem(
+            ("account", "ca_file"),
+            "it has no say beside certificate_fingerprint, which trusts one certificate and "
+            "no issuer; leave one of the two out",
+        )
 
 
 def _check_ways(report: Report, bytestreams: Mapping[str, Any]) -> None:

@@ -24,10 +24,12 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -49,6 +51,7 @@ from syncd.errors import (
 )
 from syncd.link.client import Client
 from syncd.link.connect import Account
+from syncd.link.contacts import Contacts
 from syncd.notify import Notifier, watchdog_interval
 from syncd.status import Reporter, Transfers
 from syncd.sync import engine as sync_engine
@@ -59,11 +62,10 @@ from syncd.transfer.bytestream import Listener, open_listener
 from syncd.transfer.receiver import Arriving, Inbox, Incoming, Known, Receiver
 from syncd.transfer.sender import Sender, Source, Target
 from syncd.xmpp import disco
-from syncd.xmpp.contacts import Contacts
 from syncd.xmpp.jid import JID
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from syncd.config import Config, Folder
     from syncd.transfer.pump import Progress
@@ -76,10 +78,10 @@ EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd does not restart on it
 
 IDENTITY = disco.Identity("client", "bot", "syncd")
 # What we say we can do; each is served by a handler below.
-FEATURES = frozenset({
-    disco.NS_INFO, disco.NS_PING, si.NS_SI, si.NS_FILE, si.NS_FEATURE, si.BYTESTREAMS,
-    si.NS_SYNC,
-})  # fmt: skip
+FEATURES = frozenset({si.NS_SI, si.NS_FILE, si.NS_FEATURE, si.BYTESTREAMS, si.NS_SYNC})
+
+# Each costs a question and its refusal; a person has a handful of clients.
+MAX_RESOURCES_TRIED = 4  # resources of a peer, in one attempt
 
 # How long the server may take to answer our goodbye.
 GOODBYE = 2.0  # seconds
@@ -120,9 +122,14 @@ class Links:
                 tls=account.tls,
                 ca_file=account.ca_file,
                 allow_plain=account.allow_plain,
+                fingerprint=account.certificate_fingerprint,
+                least=_read_login(config.state_dir, jid),
+                # A server that chooses the resource cannot keep the one that the user chose.
+                agent="" if jid.resource else _kept(config.state_dir / "agent", _new_agent),
             ),
             Contacts(peers, required=si.REQUIRED_FEATURES, preferred=si.NS_SYNC),
             identity=IDENTITY,
+            version=syncd.__version__,
             features=FEATURES,
             handlers={
                 si.SI: self.receiver.on_offer,
@@ -130,6 +137,7 @@ class Links:
                 si.FINISH: self.receiver.on_finish,
             },
             changed=self._contacts_changed,
+            logged_in=lambda mechanism: _write_login(config.state_dir, jid, mechanism),
         )
         self.engine: sync_engine.Engine
         self.sender: Sender
@@ -154,20 +162,24 @@ class Links:
             path=version.path,
             version=Identity(version.size, version.mtime_ns, version.inode),
         )
-        resource = self.client.contacts.choose(JID.parse(delivery.peer))
-        assert resource.info is not None
-        target = Target(jid=resource.jid, is_syncd=si.NS_SYNC in resource.info.features)
-        try:
-            sent = await self.sender.send(source, target)
-        except OfflineError as error:
-            # Its server said so: not to be chosen again before its next presence.
-            if isinstance(error.__cause__, StanzaError):
-                self.client.contacts.gone(target.jid)
-                self._contacts_changed()
-            raise
-        outcome: Literal["delivered", "sent"] = "delivered" if sent.confirmed else "sent"
-        log.info("%s %s to %s", outcome, printable(version.path), target.jid)
-        return sync_engine.Sent(outcome=outcome, digest=sent.digest.hex())
+        peer = JID.parse(delivery.peer)
+        for _ in range(MAX_RESOURCES_TRIED):
+            resource = self.client.contacts.choose(peer)
+            assert resource.info is not None
+            target = Target(jid=resource.jid, is_syncd=si.NS_SYNC in resource.info.features)
+            try:
+                sent = await self.sender.send(source, target)
+            except OfflineError as error:
+                if not isinstance(error.__cause__, StanzaError):
+                    raise
+                # The answer says that this client is not there; perhaps another one is.
+                log.info("%s; trying the next of this peer's clients", error)
+                self.client.gone(resource)
+                continue
+            outcome: Literal["delivered", "sent"] = "delivered" if sent.confirmed else "sent"
+            log.info("%s %s to %s", outcome, printable(version.path), target.jid)
+            return sync_engine.Sent(outcome=outcome, digest=sent.digest.hex())
+        raise OfflineError(f"{peer} is offline, though its server says otherwise")
 
     def watch_outgoing(
         self, target: Target, source: Source, progress: Progress
@@ -200,7 +212,7 @@ class Links:
                 str(peer)
                 for folder in self.config.folders
                 for peer in folder.send_to
-                if peer.bare in online
+                if peer in online
             )
         )
 
@@ -266,7 +278,7 @@ async def run_daemon(config: Config, notifier: Notifier, stop: trio.Event) -> No
         _maybe_listener(config) as listener,
         trio.open_nursery() as services,
     ):
-        links = Links(config, _stable_resource(config.state_dir), transfers)
+        links = Links(config, _kept(config.state_dir / "resource", _new_resource), transfers)
         links.engine = sync_engine.Engine(
             journal,
             [_rule(folder) for folder in config.folders],
@@ -332,17 +344,47 @@ async def _maybe_listener(config: Config) -> AsyncIterator[Listener | None]:
         yield listener
 
 
-def _stable_resource(state_dir: Path) -> str:
-    """Our resource, made once: ASCII, because clients hash it in different encodings."""
-    file = state_dir / "resource"
+def _kept(file: Path, make: Callable[[], str]) -> str:
+    """A name that is made once and stays ours.
+
+    Args:
+      file: Where it is kept.
+      make: Makes one, of letters, digits and dashes.
+    """
     try:
-        return JID.parse(f"x@x/{file.read_text(encoding='ascii').strip()}").resource
+        name = file.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
-        resource = f"syncd-{secrets.token_hex(4)}"
+        name = ""
+    if not re.fullmatch("[A-Za-z0-9-]{1,64}", name):
+        name = make()
         # Where it cannot be kept, another one is made next time.
         with contextlib.suppress(OSError):
-            file.write_text(f"{resource}\n", encoding="ascii")
-        return resource
+            file.write_text(f"{name}\n", encoding="ascii")
+    return name
+
+
+def _new_resource() -> str:
+    # ASCII, because clients hash it in different encodings.
+    return f"syncd-{secrets.token_hex(4)}"
+
+
+def _new_agent() -> str:
+    return str(uuid.uuid4())
+
+
+def _read_login(state_dir: Path, jid: JID) -> str:
+    """The strongest SASL mechanism that the account's server has let us use, or empty."""
+    try:
+        account, _, mechanism = (state_dir / "login").read_text(encoding="utf-8").partition(" ")
+    except (OSError, ValueError):
+        return ""
+    return mechanism.strip() if account == str(jid.bare) else ""
+
+
+def _write_login(state_dir: Path, jid: JID, mechanism: str) -> None:
+    # Where it cannot be kept, the next start only knows less.
+    with contextlib.suppress(OSError):
+        (state_dir / "login").write_text(f"{jid.bare} {mechanism}\n", encoding="utf-8")
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:

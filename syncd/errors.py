@@ -102,12 +102,22 @@ class StreamError(XMPPError):
     Args:
       condition: The defined condition, such as ``conflict``.
       text: The other end's own words, if any.
+      other_host: Where to go instead, as the other end wrote it, if it is ``see-other-host``.
+      hint: As for `SyncdError`.
+
+    Attributes:
+      condition: As given.
+      text: As given.
+      other_host: As given.
     """
 
-    def __init__(self, condition: str, text: str = "") -> None:
-        super().__init__(f"the stream ended: {text or condition} [{condition}]")
+    def __init__(
+        self, condition: str, text: str = "", *, other_host: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(f"the stream ended: {text or condition} [{condition}]", hint=hint)
         self.condition = condition
         self.text = text
+        self.other_host = other_host
 
 
 class StanzaError(XMPPError):

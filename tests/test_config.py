@@ -71,6 +71,7 @@ def test_the_least_configuration_has_every_default() -> None:
             server=None,
             tls="auto",
             ca_file=None,
+            certificate_fingerprint=None,
             allow_plain=False,
         ),
         state_dir=Path("/var/lib/syncd"),
@@ -128,6 +129,7 @@ def test_everything_can_be_set() -> None:
             server=Address("::1", 5223),
             tls="direct",
             ca_file=Path("/etc/syncd/ca.pem"),
+            certificate_fingerprint=None,
             allow_plain=True,
         ),
         state_dir=Path("/home/alice/state"),
@@ -159,6 +161,41 @@ def test_everything_can_be_set() -> None:
         inbox=Inbox(path=Path("/srv/inbox"), accept_from=(JID("dave", "example.org"),)),
         warnings=(),
     )
+
+
+FINGERPRINT = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [FINGERPRINT, FINGERPRINT.upper(), bytes.fromhex(FINGERPRINT).hex(":").upper()],
+)
+def test_a_fingerprint_is_read_as_people_write_it(written: str) -> None:
+    config = parsed(f'{ACCOUNT}certificate_fingerprint = "{written}"\n')
+    assert config.account.certificate_fingerprint == bytes.fromhex(FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        FINGERPRINT[:40],  # SHA-1
+        FINGERPRINT + "00",
+        FINGERPRINT[:-1] + "g",
+        FINGERPRINT[:-1] + "\N{FULLWIDTH DIGIT ONE}",
+        ":" + FINGERPRINT,
+        f"SHA256 Fingerprint={FINGERPRINT}",
+    ],
+)
+def test_what_is_no_fingerprint_is_refused(wrong: str) -> None:
+    message = refused(f'{ACCOUNT}certificate_fingerprint = "{wrong}"\n')
+    assert "expected a SHA-256 fingerprint of 64 hexadecimal digits" in message
+
+
+def test_a_ca_beside_the_one_certificate_would_have_no_say() -> None:
+    message = refused(
+        f'{ACCOUNT}certificate_fingerprint = "{FINGERPRINT}"\nca_file = "ca.pem"\n'
+    )
+    assert "[account] ca_file: it has no say beside certificate_fingerprint" in message
 
 
 def test_a_relative_name_of_the_file_makes_absolute_paths() -> None:
@@ -555,7 +592,8 @@ def test_the_example_loads(tmp_path: Path) -> None:
 
 def test_the_example_is_right_in_what_it_has_commented_out() -> None:
     text = re.sub(r"^# (\w+ = |\[)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
-    text = re.sub(r"^password(_command)? = .*\n", "", text, flags=re.MULTILINE)
+    # What excludes something that stands there, too.
+    text = re.sub(r"^(password(_command)?|ca_file) = .*\n", "", text, flags=re.MULTILINE)
     config = parsed(text)
     assert config.inbox == Inbox(
         path=Path("/home/alice/inbox"), accept_from=(JID("dave", "example.org"),)

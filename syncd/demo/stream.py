@@ -22,8 +22,17 @@ from syncd.demo.login import Exchange, LoginRefusedError
 from syncd.errors import AuthenticationError, StanzaError
 from syncd.xmpp import sasl
 from syncd.xmpp.jid import JID
-from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, make_error_reply, make_iq, read_iq
-from syncd.xmpp.stream import NS_BIND, NS_SASL, NS_STREAM_ERRORS, NS_TLS
+from syncd.xmpp.login import NS_SASL
+from syncd.xmpp.stanza import (
+    IQ,
+    MESSAGE,
+    NS_STREAM_ERRORS,
+    PRESENCE,
+    make_error_reply,
+    make_iq,
+    read_iq,
+)
+from syncd.xmpp.stream import NS_BIND, NS_TLS
 from syncd.xmpp.xml import (
     NS_CLIENT,
     NS_STREAMS,

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
+import secrets
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -22,43 +24,45 @@ from syncd.errors import (
     StreamError,
     SyncdError,
 )
-from syncd.link import connect
-from syncd.link.session import MAX_WAITING, REQUEST_TIMEOUT, Handler, Session
-from syncd.xmpp import sasl
-from syncd.xmpp.disco import INFO, PING, make_info, read_info
-from syncd.xmpp.stanza import Iq, IqType, make_presence, read_from
+from syncd.link import connect, resolve
+from syncd.link.peers import ROSTER, Peers
+from syncd.link.retry import (
+    BACK_OFF_LAST,
+    back_off,
+    other_resource,
+    other_server,
+    resume_within,
+)
+from syncd.link.session import REQUEST_TIMEOUT, Answer, Handler, Session
+from syncd.xmpp import caps, sasl
+from syncd.xmpp.disco import (
+    INFO,
+    ITEMS,
+    NS_INFO,
+    NS_ITEMS,
+    NS_PING,
+    NS_VERSION,
+    PING,
+    VERSION,
+    make_info,
+    make_version,
+)
+from syncd.xmpp.stanza import PRESENCE, Iq, IqType, make_presence
 from syncd.xmpp.xml import make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from xml.etree.ElementTree import Element
 
-    from syncd.xmpp.contacts import Contacts
+    from syncd.link.contacts import Contacts, Resource
     from syncd.xmpp.disco import Identity
     from syncd.xmpp.jid import JID
     from syncd.xmpp.sm import StreamManagement
 
 log = logging.getLogger(__name__)
 
-# Half of them: presences that flood in leave the other half to everybody else.
-MAX_ASKING = MAX_WAITING // 2  # resources
-# Doubling from the first to the last; the jitter keeps a thousand daemons from coming back
-# to a restarted server in the same instant.
-BACK_OFF_FIRST = 1.0  # seconds
-BACK_OFF_LAST = 120.0  # seconds
-# Wrong credentials stay wrong until somebody changes them, and fail2ban counts.
-BACK_OFF_LOGIN = 300.0  # seconds
-BACK_OFF_LOGIN_LAST = 3_600.0  # seconds
-
-# XEP-0198 lets the server keep it to itself for how long it keeps a session; Prosody and
-# Openfire keep one for 600, ejabberd for 300.
-DEFAULT_RESUME = 300.0  # seconds
-
-# RFC 6121 section 4.7.2.3: below 0, no message to the bare JID lands here.
-PRIORITY = -1
-
-NS_ROSTER = "jabber:iq:roster"
-ROSTER = f"{{{NS_ROSTER}}}query"
+# What is answered here, whatever handlers there are.
+SERVED = frozenset({NS_INFO, NS_ITEMS, NS_PING, NS_VERSION, caps.NS})
 
 
 class Client:
@@ -67,9 +71,11 @@ class Client:
     Args:
       account: Whom to log in as, and where.
       contacts: The configured peers.
-      identity: What we say we are (disco#info).
-      features: What we say we can.
-      handlers: For requests, by the tag of the payload; disco#info and ping are added.
+      identity: What we say we are (disco#info); its name is our name (XEP-0092).
+      version: Which one of it.
+      features: What we say we can, beside what is answered here.
+      handlers: For requests, by the tag of the payload; questions about ourselves, pings and
+        the roster are answered here.
       changed: Called when the connection or the peers that are online changed.
       logged_in: Gets the SASL mechanism when a stronger one than before was used, to be kept.
 
@@ -84,6 +90,7 @@ class Client:
         contacts: Contacts,
         *,
         identity: Identity,
+        version: str,
         features: frozenset[str],
         handlers: Mapping[str, Handler],
         changed: Callable[[], None] = lambda: None,
@@ -92,21 +99,34 @@ class Client:
         self._account = account
         self._contacts = contacts
         self._identity = identity
-        self._features = features
-        self._handlers = {
+        self._version = version
+        self._features = features | SERVED
+        own_info = make_info(identity, self._features)
+        self._caps = caps.make_caps(own_info)
+        # Who says the same as we do need not be asked.
+        contacts.capabilities.answered(
+            caps.read_caps(make(PRESENCE, None, self._caps)), own_info
+        )
+        self._peers = Peers(
+            contacts, self._caps, request=self.request, send=self._send, changed=changed
+        )
+        self._handlers = {ROSTER: self._peers.on_roster, **handlers}
+        self._answers: dict[str, Answer] = {
             INFO: self._on_info,
+            ITEMS: _on_items,
             PING: _on_ping,
-            ROSTER: self._on_roster,
-            **handlers,
+            VERSION: self._on_version,
         }
         self._changed = changed
         self._logged_in = logged_in
         self._session: Session | None = None
-        self._nursery: trio.Nursery | None = None
         self._online = trio.Event()
         self._offline = trio.Event()
         self._successor: connect.Connection | None = None
-        self._asking: dict[JID, int] = {}  # presences since disco#info is under way
+        self._asked_for = account.jid  # before any conflict
+        self._elsewhere: tuple[str, int] | None = None  # where the server has sent us
+        self._connected_at = -math.inf  # on the clock of the event loop
+        self._breaks = 0  # in a row, each soon after the connection was made
         self.problem: SyncdError | None = None
         self.since = time.time()
 
@@ -125,8 +145,19 @@ class Client:
         """Who is there."""
         return self._contacts
 
+    def gone(self, chosen: Resource) -> None:
+        """A request to this client of a peer came back as unavailable: choose another now."""
+        self._peers.gone(chosen)
+
     async def run(self) -> None:
         """Stay online for ever: connect, run, back off, again."""
+        try:
+            await self._run()
+        finally:
+            if self._successor is not None:
+                await trio.aclose_forcefully(self._successor.transport)
+
+    async def _run(self) -> None:
         failures = 0
         while True:
             started = trio.current_time()
@@ -135,11 +166,12 @@ class Client:
             except SyncdError as error:
                 self.problem = error
                 log.warning("offline: %s", error)
+                self._learn(error)
             finally:
                 if self._session is not None:
                     self.since = time.time()
                     self._online = trio.Event()  # a failed attempt keeps it: tasks wait for it
-                self._session = self._nursery = None
+                self._session = None
                 self._offline.set()
                 self._contacts.clear()
                 self._changed()
@@ -175,19 +207,19 @@ class Client:
 
     async def _run_once(self) -> None:
         """Live one session; the one that comes instead of a forgotten one is the next."""
-        connection = self._successor or await connect.connect(self._account)
-        self._successor = None
+        connection = self._successor or await self._connect()
+        self._successor, self._connected_at = None, trio.current_time()
         self._remember(connection.stream.mechanism)
-        session = Session(connection, self._handlers, self._on_presence)
+        session = Session(
+            connection, self._handlers, self._peers.presence_received, self._answers
+        )
 
         def begin(nursery: trio.Nursery) -> None:
-            self._session, self._nursery, self.problem = session, nursery, None
+            self._session, self.problem = session, None
             self._offline, self.since = trio.Event(), time.time()
             log.info("online as %s", session.jid)
-            with suppress(OfflineError):  # it may have ended with what came behind the bind
-                session.send(make_presence(priority=PRIORITY))
+            self._peers.begin(nursery, session.jid)
             self._online.set()
-            nursery.start_soon(self._subscribe)
             self._changed()
 
         try:
@@ -201,129 +233,94 @@ class Client:
             self._account = replace(self._account, least=mechanism)
             self._logged_in(mechanism)
 
+    async def _connect(self, sm: StreamManagement | None = None) -> connect.Connection:
+        """Connect; where the server sends us instead is tried, but from there we go nowhere.
+
+        Its certificate must be good for the same domain (RFC 6120 section 13.7.2).
+        """
+        account, self._elsewhere, sent_by = self._account, None, self._elsewhere
+        if sent_by is None:
+            try:
+                return await connect.connect(account, sm)
+            except StreamError as error:
+                sent_by = other_server(error, _default_port(account))
+                if sent_by is None:
+                    raise
+        log.info("the server sends us to %s:%d", *sent_by)
+        return await connect.connect(replace(account, server=sent_by), sm)
+
+    def _learn(self, error: SyncdError) -> None:
+        """Come back elsewhere, or as somebody else, if that is why the session ended."""
+        if self._session is not None:
+            self._elsewhere = other_server(error, _default_port(self._account))
+        other = other_resource(self._asked_for, error, secrets.token_hex(4))
+        if other is not None:
+            self._account = replace(self._account, jid=other)
+
     async def _reconnect(self, sm: StreamManagement) -> connect.Connection | None:
         """Connect again to resume a session, for as long as the server keeps it."""
         log.info("the connection broke; resuming")
         self._changed()
-        with trio.move_on_after(sm.max_seconds or DEFAULT_RESUME):
-            failures = 0
-            while True:
+        held = trio.current_time() - self._connected_at
+        # The first break after a while is nobody's fault: come back at once.
+        self._breaks = 0 if held > BACK_OFF_LAST else self._breaks + 1
+        failures = self._breaks - 1
+        with trio.move_on_after(resume_within(sm)):
+            while sm.id:
+                if failures > 0:
+                    await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
                 try:
-                    connection = await connect.connect(self._account, resume=sm)
+                    connection = await self._connect(sm)
                 except AuthenticationError:
-                    return None
+                    raise  # each further attempt counts against us
                 except SyncdError as error:
                     self.problem = error
                     log.info("not resumed yet: %s", error)
+                    self._changed()
+                    failures = max(failures, 0) + 1
                 else:
-                    self.problem = None
+                    log.info("resumed" if connection.stream.sm is sm else "not resumed: bound")
+                    self.problem, self._connected_at = None, trio.current_time()
                     self._changed()
                     return connection
-                failures += 1
-                await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
         return None
 
-    async def _subscribe(self) -> None:
-        """Ask for the presence of the peers whom we cannot see yet (RFC 6121 section 3.1)."""
-        assert self._session is not None
-        try:
-            roster = await self.request("get", None, make(ROSTER))
-        except (StanzaError, OfflineError) as error:
-            log.info("no roster: %s", error)
-            return
-        items = roster.payload if roster.payload is not None else make(ROSTER)
-        seen = {
-            item.get("jid", "")
-            for item in items
-            if item.get("subscription") in ("to", "both") or item.get("ask") == "subscribe"
-        }
-        with suppress(OfflineError):  # the stream may have ended behind the roster
-            for peer in self._contacts.peers:
-                if str(peer) not in seen:
-                    self._session.send(make_presence("subscribe", peer))
+    def _send(self, stanza: Element) -> None:
+        if self._session is None:
+            raise OfflineError("not connected to the server")
+        self._session.send(stanza)
 
-    def _on_presence(self, presence: Element) -> None:
-        kind, sender = presence.get("type"), read_from(presence)
-        assert self._session is not None
-        assert self._nursery is not None
-        if kind == "subscribe":
-            # Only those whom the user configured may see when we are there.
-            if sender is not None and self._contacts.is_peer(sender):
-                self._session.send(make_presence("subscribed", sender.bare))
-            return
-        before = self._contacts.online()
-        unknown = self._contacts.presence_received(presence)
-        if unknown is not None and unknown in self._asking:
-            self._asking[unknown] += 1
-        elif unknown is not None and len(self._asking) < MAX_ASKING:
-            self._asking[unknown] = 1
-            self._nursery.start_soon(self._discover, unknown)
-        if self._contacts.online() != before:
-            self._changed()
+    def _on_info(self, iq: Iq) -> Element:
+        node = _asked(iq).get("node")
+        # XEP-0115 section 6.2: under this node our presence promised the answer.
+        if node not in (None, "", f"{caps.NODE}#{self._caps.get('ver')}"):
+            raise StanzaError(ErrorType.CANCEL, "item-not-found")
+        return make_info(self._identity, self._features, node)
 
-    async def _discover(self, jid: JID) -> None:
-        """Learn what a peer's resource can do, for as long as it is there."""
-        delay = BACK_OFF_FIRST
-        try:
-            while self._contacts.is_there(jid):
-                presences = self._asking[jid]
-                try:
-                    answer = await self.request("get", jid, make(INFO))
-                except StanzaError as error:
-                    log.info("%s does not tell what it can do: %s", jid, error)
-                    # A resource that went and came back is another client: ask it as well.
-                    if error.type is not ErrorType.WAIT and presences == self._asking[jid]:
-                        return
-                except OfflineError as error:
-                    log.info("%s does not tell what it can do: %s", jid, error)
-                else:
-                    self._contacts.info_received(jid, read_info(answer.payload))
-                    self._changed()
-                    return
-                await trio.sleep(delay)
-                delay = min(2 * delay, BACK_OFF_LAST)
-        finally:
-            del self._asking[jid]
-
-    async def _on_info(self, iq: Iq) -> Element:
-        assert iq.payload is not None
-        if iq.type != "get":
-            raise StanzaError(ErrorType.MODIFY, "bad-request", "disco#info is asked by get")
-        return make_info(self._identity, self._features, iq.payload.get("node"))
-
-    async def _on_roster(self, iq: Iq) -> None:
-        # RFC 6121 section 2.1.6: a push from anybody but our own account is an attack
-        # (CVE-2015-8688). We keep no copy of the roster, so there is nothing to update.
-        if self.jid is None or iq.sender not in (None, self.jid.bare):
-            raise StanzaError(ErrorType.CANCEL, "service-unavailable")
+    def _on_version(self, iq: Iq) -> Element:
+        _asked(iq)
+        return make_version(self._identity.name, self._version)
 
 
-async def _on_ping(iq: Iq) -> None:
+def _on_items(iq: Iq) -> Element:
+    query = _asked(iq)
+    if query.get("node"):
+        raise StanzaError(ErrorType.CANCEL, "item-not-found")
+    # XEP-0030 section 7: who has none says so.
+    return make(ITEMS)
+
+
+def _on_ping(iq: Iq) -> None:
+    _asked(iq)
+
+
+def _asked(iq: Iq) -> Element:
+    """The payload of a question, which is a get."""
+    assert iq.payload is not None
     if iq.type != "get":
-        raise StanzaError(ErrorType.MODIFY, "bad-request", "a ping is a get")
+        raise StanzaError(ErrorType.MODIFY, "bad-request", "this is asked by get")
+    return iq.payload
 
 
-def back_off(failures: int, problem: SyncdError | None, jitter: float) -> float:
-    """How long to wait before the next attempt to connect.
-
-    Args:
-      failures: Attempts in a row that failed.
-      problem: Why the last one did.
-      jitter: 0 to 1.
-
-    Returns:
-      Seconds.
-    """
-    if isinstance(problem, AuthenticationError):
-        first, last = BACK_OFF_LOGIN, BACK_OFF_LOGIN_LAST
-    elif isinstance(problem, StreamError) and problem.condition == "conflict":
-        # Somebody took our resource over: coming straight back would start a war.
-        first, last = BACK_OFF_LAST, BACK_OFF_LOGIN_LAST
-    else:
-        first, last = BACK_OFF_FIRST, BACK_OFF_LAST
-    delay = first
-    for _ in range(failures - 1):
-        if delay >= last:
-            break
-        delay *= 2
-    return min(delay, last) * (0.5 + jitter / 2)
+def _default_port(account: connect.Account) -> int:
+    return resolve.DIRECT_TLS_PORT if account.tls == "direct" else resolve.STARTTLS_PORT

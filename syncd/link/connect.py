@@ -7,8 +7,9 @@ import os
 import secrets
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from syncd.errors import (
     XMPPError,
 )
 from syncd.link import binding, resolve, tls
+from syncd.link.resolve import Target, TLSMode
 from syncd.xmpp.stream import (
     Bound,
     ClientStream,
@@ -35,10 +37,8 @@ from syncd.xmpp.stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from syncd.link.resolve import Target, TLSMode
     from syncd.xmpp.jid import JID
     from syncd.xmpp.sm import StreamManagement
 
@@ -86,6 +86,7 @@ class Account:
       fingerprint: SHA-256 of the one certificate to trust, whatever it says; None: any for
         the JID's domain under a CA that we trust.
       allow_plain: SASL PLAIN may be used inside TLS.
+      agent: A UUID that stays ours (XEP-0388); empty: the resource of `jid` is asked for.
       least: The strongest SASL mechanism used with this server before.
     """
 
@@ -97,6 +98,7 @@ class Account:
     fingerprint: bytes | None = None
     allow_plain: bool = False
     least: str = ""
+    agent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Connection:
     early: list[Event]
 
 
-Find = Callable[[str, "TLSMode"], "Awaitable[list[Target]]"]
+Find = Callable[[str, TLSMode], Awaitable[list[Target]]]
 """Finds the servers of a domain, as `resolve.find_server` does."""
 
 
@@ -180,7 +182,7 @@ async def _find_targets(account: Account, find: Find) -> list[Target]:
     direct = account.tls == "direct" or (
         account.tls == "auto" and port == resolve.DIRECT_TLS_PORT
     )
-    return [resolve.Target(host, port, direct)]
+    return [Target(host, port, direct)]
 
 
 async def _make_context(account: Account, *, direct: bool) -> ssl.SSLContext:
@@ -213,7 +215,7 @@ class _Login:
     """One attempt at one server."""
 
     account: Account
-    password: str
+    password: str = field(repr=False)
     resume: StreamManagement | None
     target: Target
     context: ssl.SSLContext
@@ -258,6 +260,7 @@ class _Login:
             allow_plain=account.allow_plain,
             resume=self.resume,
             least=account.least,
+            agent=account.agent,
         )
 
     async def _start_tls(
@@ -357,6 +360,11 @@ async def _reach_tls(transport: trio.abc.Stream, stream: ClientStream) -> None:
             match event:
                 case TLSWanted():
                     return
+                case StreamEnded(OfflineError() as error):
+                    raise OfflineError(
+                        "the server hung up before TLS began",
+                        hint='is the port one of STARTTLS? 5223 wants account.tls = "direct"',
+                    ) from error
                 case StreamEnded(error):
                     await _say_goodbye(transport, stream)
                     raise error or OfflineError("the server closed the stream")
@@ -365,8 +373,10 @@ async def _reach_tls(transport: trio.abc.Stream, stream: ClientStream) -> None:
 
 
 async def _say_goodbye(transport: trio.abc.Stream, stream: ClientStream) -> None:
-    with suppress(SyncdError):  # it may be gone already, and the caller knows why
+    try:
         await write(transport, stream)
+    except SyncdError:
+        return  # it is gone already, and the caller knows why
 
 
 async def write(transport: trio.abc.Stream, stream: ClientStream) -> None:

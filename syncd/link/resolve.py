@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import logging
 import random
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 import trio
@@ -88,12 +90,8 @@ def order(records: Iterable[Record], rng: Callable[[], float]) -> list[Target]:
         group = [record for record in left if record.priority == left[0].priority]
         # RFC 2782: a whole number from 0 to the sum, both included; the first record at which
         # the running sum reaches it. So weight 0 has a chance, too, but a very small one.
-        point = int(rng() * (sum(record.weight for record in group) + 1))
-        chosen = group[0]
-        for chosen in group:
-            point -= chosen.weight
-            if point <= 0:
-                break
+        sums = list(accumulate(record.weight for record in group))
+        chosen = group[bisect_left(sums, int(rng() * (sums[-1] + 1)))]
         left.remove(chosen)
         targets.append(Target(chosen.host, chosen.port, chosen.direct))
     return targets

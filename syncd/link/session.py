@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
@@ -31,7 +32,7 @@ from syncd.xmpp.stanza import (
     read_iq,
 )
 from syncd.xmpp.stream import StanzaReceived, StreamEnded
-from syncd.xmpp.xml import make, serialise
+from syncd.xmpp.xml import make
 
 if TYPE_CHECKING:
     from syncd.xmpp.jid import JID
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Iq], Awaitable[Element | None]]
 """Takes a request and returns the payload of its result; raises `StanzaError` to refuse."""
+
+Answer = Callable[[Iq], Element | None]
+"""The same for what is answered at once, without waiting for anything."""
 
 # The answer comes from a program, through two servers. A person is asked nowhere here.
 REQUEST_TIMEOUT = 60.0  # seconds
@@ -56,7 +60,10 @@ CLOSE_TIMEOUT = 5.0  # seconds
 
 
 Reconnect = Callable[[StreamManagement], Awaitable[connect.Connection | None]]
-"""Connects again to go on with a session; None when that has become pointless."""
+"""Connects again to go on with a session; None when that has become pointless.
+
+An error ends the session, and is why.
+"""
 
 
 class Session:
@@ -69,6 +76,8 @@ class Session:
       connection: From `connect.connect`.
       handlers: By the tag of the payload; for requests only.
       presence_received: Gets every presence.
+      answers: By the tag of the payload; for requests that are answered at once, however many
+        handlers are busy.
 
     Attributes:
       successor: Set when the session ended because the server had forgotten it: a new one is
@@ -80,16 +89,20 @@ class Session:
         connection: connect.Connection,
         handlers: Mapping[str, Handler],
         presence_received: Callable[[Element], None],
+        answers: Mapping[str, Answer] = MappingProxyType({}),
     ) -> None:
         self.successor: connect.Connection | None = None
         self._connection = connection
         self._stream = connection.stream
         self._handlers = handlers
         self._presence_received = presence_received
+        self._answers = answers
         self._waiting: dict[str, _Waiter] = {}
         self._writable = trio.Event()
         self._handling = 0
-        self._ended: SyncdError | None = None
+        self._reconnect: Reconnect | None = None
+        self._closing = False  # we want it to end
+        self._ended: SyncdError | None = None  # why, once the connection has
         self._over = False  # nothing goes out any more
         self._gap: trio.CancelScope | None = None  # between two connections
         self._last_read = trio.current_time()
@@ -102,7 +115,7 @@ class Session:
     @property
     def connected(self) -> bool:
         """Whether there is a connection just now."""
-        return self._gap is None and not self._over
+        return self._ended is None and not self._over
 
     async def run(
         self,
@@ -119,6 +132,7 @@ class Session:
         Raises:
           SyncdError: Why the session ended, if not by `close`.
         """
+        self._reconnect = reconnect
         try:
             async with trio.open_nursery() as nursery:
                 begin(nursery)
@@ -141,6 +155,9 @@ class Session:
             waiter.fail(OfflineError("the stream to the server ended before the answer came"))
 
     def _is_resumable(self) -> bool:
+        """Whether the connection has broken, and the session goes on with another."""
+        if self._reconnect is None or self._closing or self._over:
+            return False
         # A stream that was closed, or ended with an error, has taken the session with it.
         sm = self._stream.sm
         broke = isinstance(self._ended, OfflineError) and not self._stream.closing
@@ -150,15 +167,30 @@ class Session:
         sm = self._stream.sm
         assert sm is not None
         connection = None
-        with trio.CancelScope() as self._gap:
-            connection = await reconnect(sm)
-        self._gap = None
+        try:
+            with trio.CancelScope() as self._gap:
+                connection = await reconnect(sm)
+        except SyncdError as error:
+            self._ended = error
+            return False
+        finally:
+            self._gap = None
         if connection is None:
+            if self._closing:
+                self._ended = None  # in peace, even if the server cannot be told
+            return False
+        if connection.stream.sm is not sm and self._closing:
+            await trio.aclose_forcefully(connection.transport)
             return False
         if connection.stream.sm is not sm:
             self.successor = connection
+            self._ended = OfflineError(
+                "the server has forgotten the session; here is a new one"
+            )
             return False
         self._connection, self._stream, self._ended = connection, connection.stream, None
+        if self._closing:
+            self._stream.close()
         return True
 
     async def _run_connection(self, handling: trio.Nursery) -> None:
@@ -187,20 +219,22 @@ class Session:
         """Queue a stanza for the writer; between two connections, for the next.
 
         Raises:
-          OfflineError: The session has ended.
+          OfflineError: The session has ended, or too much waits to be sent.
+          StanzaError: The server takes no stanza as long as this one.
         """
-        if self._over:
-            raise OfflineError("not connected to the server")
-        if self._stream.is_open:
+        if self._is_resumable() and self._stream.sm is not None:
+            if self._stream.sm.full:
+                raise OfflineError("not connected to the server, and much waits to be sent")
+            self._stream.send_later(stanza)
+        elif self._stream.is_open and not self._over:
             self._stream.send(stanza)
             self._writable.set()
-        elif self._gap is not None and self._stream.sm is not None and not self._stream.sm.full:
-            self._stream.sm.sent(serialise(stanza))
         else:
             raise OfflineError("not connected to the server")
 
     def close(self) -> None:
-        """Say goodbye; `run` ends when the server has answered."""
+        """Say goodbye; `run` ends when the server has answered, or cannot be told."""
+        self._closing = True
         self._stream.close()
         self._writable.set()
         if self._gap is not None:
@@ -268,9 +302,15 @@ class Session:
                 await self._writable.wait()
 
     async def _keep_alive(self, stream_scope: trio.CancelScope) -> None:
-        """End the stream when the server falls silent (XEP-0199)."""
+        """End the connection when the server falls silent (XEP-0199).
+
+        It may also be the server that wants to hear something of us (XEP-0478), and a ping
+        does for both.
+        """
+        asked_at = trio.current_time()
         while True:
-            quiet_until = self._last_read + PING_AFTER
+            speak_by = asked_at + self._stream.limits.speak_every
+            quiet_until = min(self._last_read + PING_AFTER, speak_by)
             if trio.current_time() < quiet_until:
                 await trio.sleep_until(quiet_until)
                 continue
@@ -301,8 +341,7 @@ class Session:
             log.info("refused a stanza: %s", error)
             # RFC 6120 section 8.3.1: never answer an answer with an error.
             if stanza.tag == IQ and stanza.get("type") not in ("result", "error"):
-                with suppress(OfflineError):
-                    self.send(make_error_reply(stanza, error))
+                self._refuse(stanza, error)
         except OfflineError:
             log.debug("our footer is out: no answer to <%s/>", stanza.tag)
 
@@ -313,6 +352,11 @@ class Session:
                 log.info("dropped an answer that nobody waits for, from %s", iq.sender)
             else:
                 waiter.answer(iq)
+            return
+        assert iq.payload is not None
+        answer = self._answers.get(iq.payload.tag)
+        if answer is not None:
+            self.send(_make_result(iq, answer(iq)))
             return
         if self._handling >= MAX_HANDLING:
             raise StanzaError(
@@ -333,9 +377,7 @@ class Session:
         assert iq.payload is not None
         handler = self._handlers.get(iq.payload.tag, _on_unknown)
         try:
-            payload = await handler(iq)
-            children = [] if payload is None else [payload]
-            reply = make_iq("result", iq.id, iq.sender, *children)
+            reply = _make_result(iq, await handler(iq))
         except StanzaError as error:
             reply = make_error_reply(iq.element, error)
         except SyncdError as error:
@@ -346,8 +388,19 @@ class Session:
             )
         finally:
             self._handling -= 1
-        with suppress(OfflineError):
+        try:
             self.send(reply)
+        except StanzaError as error:
+            log.warning("no answer to %s: %s", iq.sender, error)
+            too_long = StanzaError(ErrorType.CANCEL, "internal-server-error", "too long")
+            self._refuse(iq.element, too_long)
+        except OfflineError:
+            log.debug("no answer to %s: the session has ended", iq.sender)
+
+    def _refuse(self, request: Element, error: StanzaError) -> None:
+        # A refusal that is too long itself had an id and a sender made for that.
+        with suppress(OfflineError, StanzaError):
+            self.send(make_error_reply(request, error))
 
 
 class _Waiter:
@@ -377,6 +430,11 @@ class _Waiter:
             assert self._error is not None
             raise self._error
         return self._iq
+
+
+def _make_result(request: Iq, payload: Element | None) -> Element:
+    children = [] if payload is None else [payload]
+    return make_iq("result", request.id, request.sender, *children)
 
 
 async def _on_unknown(iq: Iq) -> None:

@@ -35,6 +35,26 @@ _SELF_SIGNED = 18
 _UNKNOWN_ISSUER = frozenset({2, 19, 20, 21})
 _WRONG_NAME = frozenset({62, 64})  # the latter: of an IP address
 
+_NO_TLS = (
+    "what answers there is no TLS",
+    'is the port one of direct TLS? 5222 wants account.tls = "starttls"',
+)
+_TOO_OLD = ("it can only what is older than TLS 1.2", "update the server")
+# By OpenSSL's name of the failure (ssl.h, sslerr.h), which changes with its version.
+_TLS_FAILURES = {
+    "WRONG_VERSION_NUMBER": _NO_TLS,
+    "RECORD_LAYER_FAILURE": _NO_TLS,
+    "PACKET_LENGTH_TOO_LONG": _NO_TLS,
+    "UNSUPPORTED_PROTOCOL": _TOO_OLD,
+    "TLSV1_ALERT_PROTOCOL_VERSION": _TOO_OLD,
+    "UNEXPECTED_EOF_WHILE_READING": ("the server hung up", ""),
+    # RFC 6066 section 3, such as by Prosody with direct TLS.
+    "TLSV1_UNRECOGNIZED_NAME": (
+        "it does not serve this domain",
+        "are account.jid and account.server right?",
+    ),
+}
+
 # What reading a certificate raises that OpenSSL minds less.
 _UNREADABLE = (
     ValueError,
@@ -99,7 +119,9 @@ async def start_tls(
         cause = error.__cause__
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise cause from None
-        raise OfflineError(f"TLS with the server failed: {cause or error}") from error
+        reason = str(getattr(cause, "reason", None))  # none if it is not of OpenSSL
+        why, hint = _TLS_FAILURES.get(reason, (str(cause or error), ""))
+        raise OfflineError(f"TLS with the server failed: {why}", hint=hint) from error
     der = tls.getpeercert(binary_form=True)
     assert der is not None, "every suite that the default context allows has a certificate"
     return tls, der
@@ -201,7 +223,7 @@ def _names(certificate: x509.Certificate) -> str:
     shown = [_printable(name) for name in names[:MAX_NAMES]]
     if more := len(names) - len(shown):
         shown.append(f"{more} more")
-    return ", ".join(shown)
+    return ", ".join(shown) or "no domain"
 
 
 def _shown(name: x509.Name) -> str:

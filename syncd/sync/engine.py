@@ -14,6 +14,7 @@ import trio
 from syncd.errors import ChangedError, ErrorType, SyncdError
 from syncd.sync.folder import Folder
 from syncd.sync.plan import Delivery, FileVersion, next_deliveries, retry_delay
+from syncd.sync.walk import BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -206,7 +207,10 @@ class Engine:
         async def vanished(path: str) -> None:
             await self._journal.gone(rule.id, path)
 
-        return Folder(rule.id, rule.path, rule.settle, settled, vanished)
+        async def owed(after: str) -> list[str]:
+            return await self._journal.owed_paths(rule.id, after, BATCH)
+
+        return Folder(rule.id, rule.path, rule.settle, settled, vanished, owed)
 
     async def _deliver(self, nursery: trio.Nursery) -> None:
         while True:

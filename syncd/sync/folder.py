@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import math
 import os
-import stat
 import time
 from collections import deque
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -34,27 +31,29 @@ from watchdog.events import (
 )
 from watchdog.observers.api import DEFAULT_OBSERVER_TIMEOUT, BaseObserver
 from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
-from watchdog.observers.inotify_c import InotifyEvent, InotifyFD
+from watchdog.observers.inotify_c import InotifyFD
 
 from syncd.sync.plan import FileVersion
-from syncd.sync.settle import Look, Settling
+from syncd.sync.settle import Settling
+from syncd.sync.walk import BATCH, count_files, is_ignored, look_at, missing, walk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
+
+    from watchdog.observers.inotify_c import (
+        CallbackId,
+        InotifyEvent,
+        Mask,
+        WatchCallback,
+        WatchDescriptor,
+    )
+
+    from syncd.sync.settle import Look
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-# Our own directory at the root of each folder; transfer keeps partial files there.
-PRIVATE = ".syncd"
-
-# Names that programs use for what is not the file yet, or never will be.
-IGNORED = (
-    ".*.sw?", "4913", "*~", ".~lock.*#", "*.part", "*.partial", "*.crdownload", "*.tmp",
-    ".goutputstream-*", ".nfs*", "~$*", ".#*", "#*#",
-)  # fmt: skip
 
 # What watchdog shall tell: opened and closed-unwritten would echo our own reading.
 _EVENTS: list[type[FileSystemEvent]] = [
@@ -71,12 +70,8 @@ RETRY = 5.0  # seconds
 CHEAP_WALK = 0.05  # seconds
 # After an overflow the burst may still go on.
 AFTER_OVERFLOW = 0.5  # seconds
-# Files that are looked at, and told, at a time.
-BATCH = 1_000  # files
 # Hints that wait for their look; beyond, one scan is cheaper than remembering all.
 MAX_HINTS = 50_000  # events
-# Texts about what cannot be read; one broken tree must not fill the status.
-MAX_PROBLEMS = 20  # texts
 
 
 class Folder:
@@ -88,6 +83,8 @@ class Folder:
       quiet: How long a file written in place must rest, seconds.
       settled: Gets the versions that may be sent now, at most `BATCH` at a time.
       vanished: Gets the path of a file that was looked for and is gone.
+      owed: Tells which paths somebody waits for, in their order: those after the given one,
+        a bounded number. No event tells of what went away while nobody watched.
 
     Attributes:
       files: How many files it holds, as of the last scan; `count` knows better.
@@ -103,6 +100,7 @@ class Folder:
         quiet: float,
         settled: Callable[[list[FileVersion]], Awaitable[None]],
         vanished: Callable[[str], Awaitable[None]],
+        owed: Callable[[str], Awaitable[list[str]]],
     ) -> None:
         self.id = folder
         self.root = root
@@ -113,6 +111,7 @@ class Folder:
         self.skipped: list[tuple[str, str]] = []
         self._settled = settled
         self._vanished = vanished
+        self._owed = owed
         self._settling = Settling(quiet)
         self._quiet = quiet
         self._hints: deque[tuple[str, bool]] = deque()  # path, came by rename
@@ -139,7 +138,8 @@ class Folder:
             except OSError as error:
                 self.problem, self.hint = _explain(error, self.root)
                 log.warning("folder %s: %s; %s", self.id, self.problem, self.hint)
-                self._release_waiters()
+                # Only now: who waits looks at `problem` next.
+                self._release_waiters(len(self._scan_waiters))
             # The root is gone or cannot be watched: somebody has to bring it back.
             with trio.move_on_after(RETRY):
                 await self._wake.wait()
@@ -159,7 +159,7 @@ class Folder:
         if self._changed and self._walk_seconds < CHEAP_WALK and not self.problem:
             self._changed = False
             with contextlib.suppress(OSError):
-                self.files = await self._in_thread(_count, self.root)
+                self.files = await self._in_thread(count_files, self.root)
         return self.files
 
     def look_again(self, path: str) -> None:
@@ -197,7 +197,7 @@ class Folder:
 
     async def _look(self, paths: dict[str, bool]) -> None:
         """Look at files; tell those that are whole."""
-        looks = await self._in_thread(_lstat, self.root, paths)
+        looks = await self._in_thread(look_at, self.root, paths)
         now = trio.current_time()
         whole = []
         for path, (look, complete) in looks.items():
@@ -214,28 +214,24 @@ class Folder:
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
 
     async def _scan(self, watch: _Watch) -> None:
-        waiters, self._scan_waiters = self._scan_waiters, []
+        waiting = len(self._scan_waiters)  # who comes later waits for another scan
         self.scanning = True
         self._scan_at = trio.current_time() + RESCAN
         self._overflowed = self._changed = False
         files, seconds, skipped = 0, 0.0, list[tuple[str, str]]()
-        batches = _walk(self.root, skipped)
-        try:
-            watch.check(self.root)
-            while True:
-                began = time.monotonic()
-                batch = await self._in_thread(next, batches, ())
-                seconds += time.monotonic() - began
-                if not batch:
-                    break
-                files += len(batch)
-                await self._take_scanned(batch)
-        finally:
-            # Who waited for a scan that failed learns it from `problem`.
-            self.scanning = False
-            for waiter in waiters:
-                waiter.set()
+        batches = walk(self.root, skipped)
+        watch.check(self.root)
+        while True:
+            began = time.monotonic()
+            batch = await self._in_thread(next, batches, ())
+            seconds += time.monotonic() - began
+            if not batch:
+                break
+            files += len(batch)
+            await self._take_scanned(batch)
+        await self._miss()
         self.files, self._walk_seconds, self.skipped = files, seconds, skipped
+        self._release_waiters(waiting)
 
     async def _take_scanned(self, batch: Sequence[tuple[str, Look]]) -> None:
         now, wall = trio.current_time(), time.time()
@@ -245,11 +241,19 @@ class Folder:
             self._version(path, look)
             for path, look in batch
             if self._settling.looked(
-                path, look, now, complete=self._quiet <= wall - look.changed < math.inf
+                path, look, now, complete=wall - look.changed >= self._quiet
             )
         ]
         if whole:
             await self._settled(whole)
+
+    async def _miss(self) -> None:
+        """Tell what is owed and is not there any more."""
+        last = ""
+        while paths := await self._owed(last):
+            for path in await self._in_thread(missing, self.root, paths):
+                await self._vanished(path)
+            last = paths[-1]
 
     def _version(self, path: str, look: Look) -> FileVersion:
         return FileVersion(
@@ -286,8 +290,9 @@ class Folder:
             self._scan_at = min(self._scan_at, trio.current_time() + AFTER_OVERFLOW)
         self._hints.clear()
 
-    def _release_waiters(self) -> None:
-        waiters, self._scan_waiters = self._scan_waiters, []
+    def _release_waiters(self, count: int) -> None:
+        """The first so many have waited for a scan that is over."""
+        waiters, self._scan_waiters = self._scan_waiters[:count], self._scan_waiters[count:]
         self.scanning = False
         for waiter in waiters:
             waiter.set()
@@ -327,10 +332,19 @@ class _Watch:
     def __init__(self, root: Path, tell: Callable[[FileSystemEvent | None], None]) -> None:
         status = root.stat()
         self._root = (status.st_dev, status.st_ino)
+        self._deleted = False
         self._observer = _Observer(tell)
+
+        def hear(event: FileSystemEvent) -> None:
+            # The emitter tells it and then ends, maybe only after `check` has asked; and what
+            # is made in its place may get the same inode.
+            if isinstance(event, DirDeletedEvent) and os.fsdecode(event.src_path) == str(root):
+                self._deleted = True
+            tell(event)
+
         try:
             self._observer.schedule(
-                _Handler(tell), str(root), recursive=True, event_filter=_EVENTS
+                _Handler(hear), str(root), recursive=True, event_filter=_EVENTS
             )
             self._observer.start()
         except BaseException:
@@ -341,11 +355,11 @@ class _Watch:
         """Make sure that what is watched is what lies at the path.
 
         Raises:
-          OSError: It was removed or replaced, or the watching thread has died.
+          OSError: It was removed or replaced, or a watching thread has died.
         """
         status = root.stat()
-        alive = all(emitter.is_alive() for emitter in self._observer.emitters)
-        if (status.st_dev, status.st_ino) != self._root or not alive:
+        alive = self._observer.is_whole()
+        if (status.st_dev, status.st_ino) != self._root or self._deleted or not alive:
             raise FileNotFoundError(errno.ESTALE, "the folder was replaced", str(root))
 
     def close(self) -> None:
@@ -368,6 +382,11 @@ class _Observer(InotifyObserver):
             self, InotifyEmitter, timeout=DEFAULT_OBSERVER_TIMEOUT, inotify_fd=self._inotify_fd
         )
 
+    def is_whole(self) -> bool:
+        """Whether all its threads live; one that fails ends alone and in silence."""
+        threads = (self, self._inotify_fd, *self.emitters)
+        return all(thread.is_alive() for thread in threads)
+
     def close_unstarted(self) -> None:
         """End what the constructor has begun."""
         self._inotify_fd.stop()
@@ -375,9 +394,28 @@ class _Observer(InotifyObserver):
 
 
 class _OverflowFD(InotifyFD):
+    """The thread that reads from the kernel."""
+
     def __init__(self, tell: Callable[[None], None]) -> None:
         super().__init__()
         self._tell = tell
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException:
+            # Nothing is heard from now on: the scan that this leads to finds us dead.
+            self._tell(None)
+            raise
+
+    def _add_callback(
+        self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId
+    ) -> WatchDescriptor:
+        # COMPAT(watchdog 7.1): a directory that is seen twice, as when it was made while its
+        # parent was walked, is worth a warning there, which holds every path of the tree.
+        watch = self._get_or_create_watch(path, mask)
+        watch.callbacks[id_] = callback
+        return watch.wd
 
     def handle_event(self, event: InotifyEvent) -> None:
         super().handle_event(event)
@@ -391,104 +429,6 @@ class _Handler(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         self._tell(event)
-
-
-def is_ignored(path: str) -> bool:
-    """Whether a path below a folder is nobody's file: ours, or a program's half-written one."""
-    first, *_, last = path.split("/") if "/" in path else (path, path)
-    return first == PRIVATE or any(fnmatchcase(last, pattern) for pattern in IGNORED)
-
-
-def _walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[list[tuple[str, Look]]]:
-    """Walk a tree, never through a link; yields batches of regular files."""
-    batch: list[tuple[str, Look]] = []
-    directories = [""]
-    while directories:
-        directory = directories.pop()
-        try:
-            with os.scandir(root / directory) as entries:
-                for entry in entries:
-                    path = f"{directory}/{entry.name}" if directory else entry.name
-                    if is_ignored(path):
-                        continue
-                    if reason := _unsendable(path):
-                        _note(skipped, path, reason)
-                    elif entry.is_dir(follow_symlinks=False):
-                        directories.append(path)
-                    elif entry.is_file(follow_symlinks=False):
-                        with contextlib.suppress(FileNotFoundError):
-                            batch.append((path, Look.of(entry.stat(follow_symlinks=False))))
-                    if len(batch) >= BATCH:
-                        yield batch
-                        batch = []
-        except (FileNotFoundError, NotADirectoryError):
-            if not directory:
-                raise
-        except OSError as error:
-            if not directory:
-                raise
-            _note(skipped, directory, error.strerror or str(error))
-    if batch:
-        yield batch
-
-
-def _count(root: Path) -> int:
-    return sum(len(batch) for batch in _walk(root, []))
-
-
-def _unsendable(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "the name is no valid UTF-8"
-    return ""
-
-
-def _note(skipped: list[tuple[str, str]], path: str, reason: str) -> None:
-    if len(skipped) < MAX_PROBLEMS:
-        skipped.append((path, reason))
-
-
-def _lstat(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, bool]]:
-    """Look at files; with each whether it is known to be complete."""
-    looks: dict[str, tuple[Look | None, bool]] = {}
-    for path, renamed in paths.items():
-        if _unsendable(path):
-            continue
-        try:
-            status = os.lstat(root / path)
-        except OSError:
-            looks[path] = (None, False)
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            continue  # a directory is scanned, everything else is nobody's file
-        look = Look.of(status)
-        # A write sets both times alike, a rename only the second. So this file has not been
-        # written since it got its name; if nobody can write to it now either, it is whole.
-        unwritten = look.ctime_ns != look.mtime_ns and renamed
-        looks[path] = (look, unwritten and _nobody_writes(root / path))
-    return looks
-
-
-def _nobody_writes(path: Path) -> bool:
-    """Whether no process has the file open for writing, as far as the kernel tells us.
-
-    A read lease (fcntl(2), F_SETLEASE) is granted only then. It needs a file of our own on a
-    local file system; where it is refused for such reasons, the file rests like any other.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(fd)
 
 
 def _explain(error: OSError, root: Path) -> tuple[str, str]:

@@ -62,6 +62,8 @@ CREATE TABLE done (          -- the last version that each peer has of each file
 ) WITHOUT ROWID;
 """
 
+_DISK_HINT = "is the disk of the state directory full, or read-only?"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
@@ -156,6 +158,8 @@ def _lock(state_dir: Path) -> int:
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     except BlockingIOError as error:
         pid = os.pread(lock, 20, 0).decode(errors="replace").strip() or "?"
         os.close(lock)
@@ -163,8 +167,12 @@ def _lock(state_dir: Path) -> int:
             f"another syncd (process {pid}) uses the state directory {state_dir}",
             hint="stop it, or give this one its own state.dir",
         ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(lock)
+        raise JournalError(
+            f"the state directory {state_dir} cannot be written: {error.strerror}",
+            hint=_DISK_HINT,
+        ) from error
     return lock
 
 
@@ -175,11 +183,18 @@ def _open(path: Path) -> sqlite3.Connection:
         # The limiter of `Journal` lets one thread at a time in, not always the same one.
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
-        raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise JournalError(
+            f"the journal {path} cannot be opened: {reason}", hint=_DISK_HINT
+        ) from error
     try:
         _prepare(connection, path, hint)
     except sqlite3.Error as error:
         connection.close()
+        if _is_of_the_disk(error):
+            raise JournalError(
+                f"the journal {path} cannot be written: {error}", hint=_DISK_HINT
+            ) from error
         raise JournalError(f"the journal {path} is damaged: {error}", hint=hint) from error
     except BaseException:
         connection.close()
@@ -189,25 +204,44 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _prepare(connection: sqlite3.Connection, path: Path, hint: str) -> None:
     """Check that the database is a sound journal of ours; fill a new one."""
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
-    if version == 0 and application == 0:
-        connection.executescript(
-            f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
-            f"PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
-        )
-    elif application != _APPLICATION_ID:
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    is_new = version == application == tables == 0
+    # Looked at before anything is written: it may be another program's.
+    if not is_new and application != _APPLICATION_ID:
         raise JournalError(f"{path} is no journal of syncd", hint=hint)
-    elif version > _SCHEMA_VERSION:
+    if version > _SCHEMA_VERSION:
         raise JournalError(
             f"the journal {path} was written by a newer syncd (schema {version})",
             hint="install that version again, or give this one another state.dir",
         )
+    if not is_new and version != _SCHEMA_VERSION:
+        raise JournalError(
+            f"the journal {path} is damaged: there is no schema {version}", hint=hint
+        )
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    if is_new:
+        connection.executescript(
+            f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
+            f"PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
+        )
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise JournalError(f"the journal {path} is damaged: {verdict}", hint=hint)
+
+
+def _is_of_the_disk(error: sqlite3.Error) -> bool:
+    """Whether the disk refuses to be written, which says nothing about what is on it."""
+    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary one
+    return code in {
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
 
 
 class Journal:
@@ -229,8 +263,7 @@ class Journal:
                     return work(self._connection)
             except sqlite3.Error as error:
                 raise JournalError(
-                    f"the journal cannot be written: {error}",
-                    hint="is the disk of the state directory full, or read-only?",
+                    f"the journal cannot be written: {error}", hint=_DISK_HINT
                 ) from error
 
         if changes:
@@ -284,15 +317,14 @@ class Journal:
           not_before: When to try again, seconds since 1970; None: not until the file changes
             or somebody asks.
         """
-        version = delivery.version
+        what = _identity(delivery.version)
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
                 "UPDATE owed SET attempts = attempts + 1, not_before = ?, parked = ?,"
                 " error = ?, hint = ? WHERE id = ? AND size = ? AND mtime_ns = ? AND inode = ?",
-                (not_before or 0, not_before is None, error, hint, delivery.id,
-                 version.size, version.mtime_ns, version.inode),
-            )  # fmt: skip
+                (not_before or 0, not_before is None, error, hint, delivery.id, *what),
+            )
 
         await self._run(work)
 
@@ -304,6 +336,25 @@ class Journal:
             db.execute("DELETE FROM file WHERE folder = ? AND path = ?", (folder, path))
 
         await self._run(work)
+
+    async def owed_paths(self, folder: str, after: str, limit: int) -> list[str]:
+        """Files of a folder that are owed to somebody, in order.
+
+        Args:
+          folder: Its id.
+          after: Only paths that sort behind this one.
+          limit: How many at most.
+        """
+
+        def work(db: sqlite3.Connection) -> list[str]:
+            rows = db.execute(
+                "SELECT DISTINCT path FROM owed WHERE folder = ? AND path > ?"
+                " ORDER BY path LIMIT ?",
+                (folder, after, limit),
+            )
+            return [path for (path,) in rows]
+
+        return await self._run(work, changes=False)
 
     async def retry(self, peer: str) -> None:
         """Try everything that failed with this peer as soon as possible; not what is parked."""
@@ -341,11 +392,9 @@ class Journal:
             ).fetchone()
             if row is None:
                 return None
-            size, mtime_ns, inode, origin, digest, source_size, source_mtime_ns = row
+            *identity, origin, digest, source_size, source_mtime_ns = row
             return Arrival(
-                version=FileVersion(
-                    folder=folder, path=path, size=size, mtime_ns=mtime_ns, inode=inode
-                ),
+                version=_version(folder, path, *identity),
                 peer=origin,
                 digest=digest,
                 source_size=source_size,
@@ -368,7 +417,7 @@ def _owe(
 ) -> None:
     for version in versions:
         key = (version.folder, version.path)
-        what = (version.size, version.mtime_ns, version.inode)
+        what = _identity(version)
         row = db.execute(
             "SELECT size, mtime_ns, inode, origin FROM file WHERE folder = ? AND path = ?", key
         ).fetchone()
@@ -376,14 +425,16 @@ def _owe(
         if row is None or row[:3] != what:
             _put_file(db, version, None)
         for peer in peers:
-            if origin is not None and peer.partition("/")[0] == origin:
-                continue
             had = db.execute(
                 "SELECT size, mtime_ns, inode FROM done"
                 " WHERE folder = ? AND path = ? AND peer = ?",
                 (*key, peer),
             ).fetchone()
-            if had == what:
+            if had == what or (origin is not None and peer.partition("/")[0] == origin):
+                # It has this version, so another one that is still owed lies nowhere any more.
+                db.execute(
+                    "DELETE FROM owed WHERE folder = ? AND path = ? AND peer = ?", (*key, peer)
+                )
                 continue
             db.execute(
                 "INSERT INTO owed (folder, path, peer, size, mtime_ns, inode)"
@@ -396,6 +447,23 @@ def _owe(
             )
 
 
+def _identity(version: FileVersion) -> tuple[int, int, int]:
+    """Size, time and inode as SQLite can keep them.
+
+    Its integers have a sign; the inodes of overlayfs and some network file systems use all of
+    their 64 bits.
+    """
+    inode = version.inode - (version.inode >> 63 << 64)
+    return version.size, version.mtime_ns, inode
+
+
+def _version(folder: str, path: str, size: int, mtime_ns: int, inode: int) -> FileVersion:
+    """What `_identity` made, and SQLite kept, as it was."""
+    return FileVersion(
+        folder=folder, path=path, size=size, mtime_ns=mtime_ns, inode=inode % (1 << 64)
+    )
+
+
 def _put_file(db: sqlite3.Connection, version: FileVersion, arrival: Arrival | None) -> None:
     source = (
         (arrival.peer, arrival.digest, arrival.source_size, arrival.source_mtime_ns)
@@ -404,7 +472,7 @@ def _put_file(db: sqlite3.Connection, version: FileVersion, arrival: Arrival | N
     )
     db.execute(
         "INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (version.folder, version.path, version.size, version.mtime_ns, version.inode, *source),
+        (version.folder, version.path, *_identity(version), *source),
     )
 
 
@@ -425,9 +493,7 @@ def _pending(db: sqlite3.Connection, peer: str, now: float, limit: int) -> list[
     return [
         Delivery(
             id=id_,
-            version=FileVersion(
-                folder=folder, path=path, size=size, mtime_ns=mtime_ns, inode=inode
-            ),
+            version=_version(folder, path, size, mtime_ns, inode),
             peer=peer,
             attempts=attempts,
             not_before=not_before,
@@ -440,7 +506,7 @@ def _done(
     db: sqlite3.Connection, delivery: Delivery, outcome: str, digest: str, at: float
 ) -> None:
     version = delivery.version
-    what = (version.size, version.mtime_ns, version.inode)
+    what = _identity(version)
     db.execute(
         "DELETE FROM owed WHERE id = ? AND size = ? AND mtime_ns = ? AND inode = ?",
         (delivery.id, *what),
@@ -449,6 +515,14 @@ def _done(
         "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (version.folder, version.path, delivery.peer, *what, outcome, digest, at),
     )
+    # While this one was on its way, the version that the peer had before may have come back:
+    # it was not owed then, and is now.
+    row = db.execute(
+        "SELECT size, mtime_ns, inode FROM file WHERE folder = ? AND path = ?",
+        (version.folder, version.path),
+    ).fetchone()
+    if row is not None:
+        _owe(db, [_version(version.folder, version.path, *row)], [delivery.peer])
 
 
 def _count(db: sqlite3.Connection) -> Counts:

@@ -1,4 +1,4 @@
-"""Service discovery (XEP-0030): what an address is and can. Sans-IO."""
+"""Service discovery (XEP-0030): what an address is and can; its version (XEP-0092). Sans-IO."""
 
 from __future__ import annotations
 
@@ -60,6 +60,19 @@ def make_info(identity: Identity, features: Iterable[str], node: str | None = No
         {"node": node},
         make(f"{{{NS_INFO}}}identity", attributes),
         *(make(f"{{{NS_INFO}}}feature", {"var": feature}) for feature in sorted(features)),
+    )
+
+
+def make_version(name: str, version: str) -> Element:
+    """Build the answer to a question for our version (XEP-0092 section 3).
+
+    The operating system is nobody's business (section 5).
+    """
+    return make(
+        VERSION,
+        None,
+        make(f"{{{NS_VERSION}}}name", text=name),
+        make(f"{{{NS_VERSION}}}version", text=version),
     )
 
 

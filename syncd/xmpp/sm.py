@@ -69,6 +69,11 @@ class StreamManagement:
         return self._handled
 
     @property
+    def sent_count(self) -> int:
+        """How many stanzas of ours have gone out; what the server's ``h`` may reach."""
+        return (self._acked + len(self._queue)) % _WRAP
+
+    @property
     def unacked(self) -> tuple[bytes, ...]:
         """What the server has not acknowledged, in order."""
         return tuple(self._queue)
@@ -108,8 +113,7 @@ class StreamManagement:
         newly = (h - self._acked) % _WRAP
         if newly > len(self._queue):
             raise RemoteProtocolError(
-                f"the server acknowledges {h} stanzas, but only "
-                f"{(self._acked + len(self._queue)) % _WRAP} were sent"
+                f"the server acknowledges {h} stanzas, but only {self.sent_count} were sent"
             )
         for _ in range(newly):
             self._queued_bytes -= len(self._queue.popleft())

@@ -1,11 +1,15 @@
-"""Stanzas: iq, presence and their errors (RFC 6120 section 8, RFC 6121). Sans-IO."""
+"""Stanzas: iq, presence and their errors (RFC 6120 section 8, RFC 6121). Sans-IO.
+
+Also what a server says of the stream that carries them: its limits, and why it ends it.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from syncd.errors import ErrorType, StanzaError
+from syncd.errors import ErrorType, StanzaError, StreamError
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import NS_CLIENT, local_name, make, namespace
 
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 NS_STANZAS = "urn:ietf:params:xml:ns:xmpp-stanzas"
+NS_STREAM_ERRORS = "urn:ietf:params:xml:ns:xmpp-streams"
+NS_LIMITS = "urn:xmpp:stream-limits:0"
 
 IQ = f"{{{NS_CLIENT}}}iq"
 PRESENCE = f"{{{NS_CLIENT}}}presence"
@@ -25,6 +31,8 @@ IqType = Literal["get", "set", "result", "error"]
 MAX_ID = 1_024  # characters
 # A reason is one sentence; it ends up in the log and in the status.
 MAX_TEXT = 500  # characters
+# RFC 6120 section 13.12: no server may take less.
+LEAST_MAX_BYTES = 10_000  # bytes
 
 # RFC 6120 section 8.3.3: the type that goes with each condition that we send or meet.
 _TYPES = {
@@ -166,6 +174,76 @@ def read_error(stanza: Element) -> StanzaError:
     except ValueError:
         kind = _TYPES.get(condition, ErrorType.CANCEL)
     return StanzaError(kind, condition, text, by=sender, app=app)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a server takes on a stream (XEP-0478).
+
+    Attributes:
+      max_bytes: How long one stanza may be; 0 if it does not say.
+      idle_seconds: How long we may be silent; 0 if it does not say.
+    """
+
+    max_bytes: int = 0
+    idle_seconds: int = 0
+
+    def check(self, stanza: bytes) -> None:
+        """Keep a stanza back that would end the stream.
+
+        Raises:
+          StanzaError: It is too long; the server would say policy-violation.
+        """
+        if self.max_bytes and len(stanza) > self.max_bytes:
+            raise StanzaError(
+                ErrorType.MODIFY,
+                "policy-violation",
+                f"a stanza of {len(stanza)} bytes, where our server takes {self.max_bytes}",
+            )
+
+    @property
+    def speak_every(self) -> float:
+        """How often to say something, seconds; twice as often as the server wants to hear."""
+        return max(1.0, self.idle_seconds / 2) if self.idle_seconds else math.inf
+
+
+def read_limits(features: Element) -> Limits:
+    """Read the limits in a stream's features (XEP-0478); what makes no sense is no limit."""
+    max_bytes = _number(features, "max-bytes")
+    return Limits(
+        max_bytes=max(max_bytes, LEAST_MAX_BYTES) if max_bytes else 0,
+        idle_seconds=_number(features, "idle-seconds"),
+    )
+
+
+def _number(features: Element, name: str) -> int:
+    found = features.findtext(f"{{{NS_LIMITS}}}limits/{{{NS_LIMITS}}}{name}", "").strip()
+    return int(found) if found.isascii() and found.isdigit() and len(found) <= 10 else 0
+
+
+# What the user can do; every other condition passes by itself or is a bug.
+_STREAM_HINTS = {
+    "conflict": "another client has logged in with the same resource; syncd comes back later "
+    "under another one",
+    "policy-violation": "the server limits how much or how often its clients send; syncd "
+    "comes back, but slowly. Its log says which limit it was",
+}
+
+
+def read_stream_error(element: Element) -> StreamError:
+    """Read why the server ends the stream (RFC 6120 section 4.9.2)."""
+    condition, text, other_host = "undefined-condition", "", ""
+    for child in element:
+        if namespace(child.tag) != NS_STREAM_ERRORS:
+            continue
+        said = (child.text or "").strip()[:MAX_TEXT]
+        if local_name(child.tag) == "text":
+            text = said
+        else:
+            condition = local_name(child.tag)
+            other_host = said if condition == "see-other-host" else ""
+    hint = _STREAM_HINTS.get(condition, "")
+    return StreamError(condition, text, other_host=other_host, hint=hint)
 
 
 # XEP-0086 section 3, the codes that real clients still send alone.

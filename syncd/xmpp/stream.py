@@ -30,13 +30,23 @@ from syncd.errors import (
     AuthenticationError,
     OfflineError,
     RemoteProtocolError,
-    StreamError,
     SyncdError,
 )
-from syncd.xmpp import sasl, sm
+from syncd.xmpp import login, sasl, sm
 from syncd.xmpp.jid import JID
+from syncd.xmpp.login import NS_SASL, Credentials, Login, read_failure
 from syncd.xmpp.sm import StreamManagement
-from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, make_iq, read_error
+from syncd.xmpp.stanza import (
+    IQ,
+    MESSAGE,
+    NS_STREAM_ERRORS,
+    PRESENCE,
+    Limits,
+    make_iq,
+    read_error,
+    read_limits,
+    read_stream_error,
+)
 from syncd.xmpp.xml import (
     MAX_STANZA,
     NS_CLIENT,
@@ -56,18 +66,13 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 NS_TLS = "urn:ietf:params:xml:ns:xmpp-tls"
-NS_SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
-NS_SASL_CB = "urn:xmpp:sasl-cb:0"
 NS_BIND = "urn:ietf:params:xml:ns:xmpp-bind"
-NS_STREAM_ERRORS = "urn:ietf:params:xml:ns:xmpp-streams"
 
 FEATURES = f"{{{NS_STREAMS}}}features"
 ERROR = f"{{{NS_STREAMS}}}error"
 
 # Before the login the server is a stranger. Prosody allows 10,000 bytes then.
 MAX_STANZA_BEFORE_LOGIN = 16_384  # bytes
-# RFC 4422 section 3.1 has 20; the longest in use has 18, of a binding 20.
-MAX_MECHANISM = 64  # characters
 # The only iq before the stream is open, so its id need not be random.
 _BIND_ID = "bind"
 
@@ -150,12 +155,14 @@ class ClientStream:
         tells that the server has forgotten it.
       least: The strongest mechanism that this server has let us use before; nothing weaker is
         used now.
+      agent: A UUID that stays ours: log in by SASL2 where that is offered, and let the server
+        choose the resource; empty: log in as RFC 6120 has it.
 
     Attributes:
       jid: The full JID once bound.
       state: See above.
-      mechanism: How we log in, once that is decided.
       sm: What makes this session resumable (XEP-0198); None if nothing does.
+      limits: What the server has said that it takes.
     """
 
     def __init__(
@@ -169,22 +176,21 @@ class ClientStream:
         allow_plain: bool = False,
         resume: StreamManagement | None = None,
         least: str = "",
+        agent: str = "",
     ) -> None:
         self.jid = jid
         self.state = State.HEADER
-        self.mechanism = ""
         self.sm: StreamManagement | None = None
+        self.limits = Limits()
         self._former = resume
         self._counting = False  # the server has enabled stream management: its stanzas count
-        self._password = password
-        self._nonce = nonce
+        self._credentials = Credentials(
+            password=password, nonce=nonce, allow_plain=allow_plain, least=least, agent=agent
+        )
+        self._login: Login | None = None
         self._secure = secure
         self._end_point = end_point
-        self._least = least
-        self._allow_plain = allow_plain
         self._authenticated = False
-        self._scram: sasl.Scram | None = None
-        self._proven = False  # the server has shown that it knows the password
         self._closing = False  # our footer is out
         self._can_enable = False  # the server offers stream management
         self._out = bytearray()
@@ -200,6 +206,12 @@ class ClientStream:
             (State.AUTH, f"{{{NS_SASL}}}challenge"): self._on_challenge,
             (State.AUTH, f"{{{NS_SASL}}}success"): self._on_success,
             (State.AUTH, f"{{{NS_SASL}}}failure"): self._on_failure,
+            # XEP-0388 section 2
+            (State.AUTH, login.CHALLENGE): self._on_challenge,
+            (State.AUTH, login.SUCCESS): self._on_success,
+            (State.AUTH, login.FAILURE): self._on_failure,
+            (State.AUTH, login.CONTINUE): self._on_continue,
+            (State.OPEN, FEATURES): self._on_late_features,
             # XEP-0198 section 5
             (State.RESUME, f"{{{sm.NS}}}resumed"): self._on_resumed,
             (State.RESUME, f"{{{sm.NS}}}failed"): self._on_resume_failed,
@@ -264,15 +276,31 @@ class ClientStream:
         return self.state is State.OPEN and not self._closing
 
     def send(self, stanza: Element) -> None:
-        """Queue a stanza; the stream must be open."""
+        """Queue a stanza; the stream must be open.
+
+        Raises:
+          StanzaError: It is longer than the server takes.
+        """
         assert self.is_open, f"cannot send in state {self.state.name}, or behind our footer"
         data = serialise(stanza)
+        self.limits.check(data)
         self._out += data
         if self.sm is not None:
             if self.sm.sent(data):
                 self._out += serialise(make(f"{{{sm.NS}}}r"))
             if self.sm.full:
                 self._abort(RemoteProtocolError("the server acknowledges nothing any more"))
+
+    def send_later(self, stanza: Element) -> None:
+        """Queue a stanza for the stream that resumes this one, whose connection broke.
+
+        Raises:
+          StanzaError: It is longer than the server takes.
+        """
+        assert self.sm is not None, "no stream can resume this one"
+        data = serialise(stanza)
+        self.limits.check(data)
+        self.sm.sent(data)
 
     def close(self) -> None:
         """Queue our footer; the server's footer, or its hanging up, ends the stream."""
@@ -292,11 +320,20 @@ class ClientStream:
 
     def key_derived(self, key: bytes) -> None:
         """Go on with the key that `KeyWanted` asked for."""
-        if self.state is State.AUTH and self._scram is not None:
-            self._send_sasl("response", self._scram.final(key))
+        if self.state is State.AUTH and self._login is not None:
+            response = self._login.key_derived(key)
+            if response is not None:
+                self._out += serialise(response)
+
+    @property
+    def mechanism(self) -> str:
+        """The SASL mechanism that logs us in; empty before that is decided."""
+        return self._login.mechanism if self._login else ""
 
     def _restart(self) -> None:
-        limit = MAX_STANZA if self._authenticated else MAX_STANZA_BEFORE_LOGIN
+        # With SASL2 the parser that begins inside TLS stays the one of the open stream.
+        known = self._authenticated or (self._secure and self._credentials.agent)
+        limit = MAX_STANZA if known else MAX_STANZA_BEFORE_LOGIN
         self._parser = StreamParser(max_stanza=limit)
         self.state = State.HEADER
         # RFC 6120 section 4.7.1: `from` only where nobody can read along.
@@ -337,6 +374,7 @@ class ClientStream:
         )
 
     def _on_features(self, features: Element) -> None:
+        self.limits = read_limits(features)
         if not self._secure:
             # RFC 6120 section 5.3.1. Never a credential outside TLS, whatever is offered.
             if features.find(f"{{{NS_TLS}}}starttls") is None:
@@ -371,34 +409,9 @@ class ClientStream:
         self.state = State.BIND
 
     def _authenticate(self, features: Element) -> None:
-        offered = _read_offered(features)
-        choice = sasl.choose(
-            offered,
-            end_point=self._end_point is not None,
-            allow_plain=self._allow_plain,
-            least=self._least,
-        )
-        self.mechanism = choice.mechanism
-        if choice.mechanism == "PLAIN":
-            self._proven = True  # PLAIN has no such proof; TLS must do
-            initial = sasl.plain(self.jid.local, self._password)
-        else:
-            binds = choice.gs2_flag.startswith("p=")
-            self._scram = sasl.Scram(
-                choice.mechanism,
-                self.jid.local,
-                self._nonce,
-                choice.gs2_flag,
-                (self._end_point or b"") if binds else b"",
-                offered,
-            )
-            initial = self._scram.first()
-        self._send_sasl("auth", initial, mechanism=choice.mechanism)
+        self._login = Login(self.jid, self._credentials, features, self._end_point)
+        self._out += serialise(self._login.begin(self._former))
         self.state = State.AUTH
-
-    def _send_sasl(self, name: str, data: bytes, **attributes: str) -> None:
-        text = sasl.encode(data)
-        self._out += serialise(make(f"{{{NS_SASL}}}{name}", attributes, text=text))
 
     def _on_proceed(self, _: Element) -> None:
         self.state = State.TLS
@@ -411,38 +424,48 @@ class ClientStream:
         )
 
     def _on_challenge(self, element: Element) -> None:
-        if self._scram is None or self._proven:
-            raise RemoteProtocolError("the server sent a SASL challenge out of turn")
-        if self._scram.keyed:
-            # COMPAT(RFC 4422 section 3.7): the last data may come as a challenge before
-            # an empty success.
-            self._scram.finished(sasl.decode(element.text))
-            self._proven = True
-            self._send_sasl("response", b"")
+        assert self._login is not None
+        answer = self._login.challenged(element)
+        if isinstance(answer, sasl.KeyWanted):
+            self._events.append(KeyWanted(answer))
         else:
-            wanted = self._scram.challenged(sasl.decode(element.text))
-            self._events.append(KeyWanted(wanted))
+            self._out += serialise(answer)
 
     def _on_success(self, element: Element) -> None:
-        if not self._proven:
-            assert self._scram is not None  # with PLAIN nothing is left to be proven
-            self._scram.finished(sasl.decode(element.text))
+        assert self._login is not None
+        success = self._login.succeeded(element)
         self._authenticated = True
-        self._restart()
+        if success is None:
+            self._restart()
+        elif success.resumed is not None and self._former is not None:
+            self._on_resumed(success.resumed)
+        else:
+            self._former = None
+            # Without Bind 2 the features come next, and the bind by RFC 6120 with them.
+            self.state = State.FEATURES
+            if success.bound:
+                self._bound_inside(success)
+
+    def _bound_inside(self, success: login.Success) -> None:
+        self.jid = success.jid
+        self.state = State.OPEN
+        self._events.append(Bound(success.jid))
+        if success.enabled is not None:
+            self.sm, self._counting = StreamManagement(success.jid), True
+            self.sm.enabled(success.enabled)
+
+    def _on_continue(self, _: Element) -> None:
+        raise AuthenticationError(
+            "the server wants more than a password to let us in",
+            hint="give this account a way to log in that needs no second step",
+        )
+
+    def _on_late_features(self, features: Element) -> None:
+        """With SASL2 they come behind the bind; there is nothing left to choose."""
+        self.limits = read_limits(features)
 
     def _on_failure(self, element: Element) -> None:
-        conditions = [
-            local_name(child.tag) for child in element if local_name(child.tag) != "text"
-        ]
-        condition = conditions[0] if conditions else "not-authorized"
-        text = (element.findtext(f"{{{NS_SASL}}}text") or "").strip()[:200]
-        if condition == "temporary-auth-failure":
-            raise OfflineError(f"the server cannot log us in just now: {text} [{condition}]")
-        raise AuthenticationError(
-            f"the server refused the login of {self.jid.bare} [{condition}]"
-            + (f": {text}" if text else ""),
-            hint="check account.jid and the password",
-        )
+        raise read_failure(element, self.jid)
 
     def _on_bind_result(self, iq: Element) -> None:
         if iq.get("type") == "error":
@@ -486,12 +509,24 @@ class ClientStream:
 
     def _on_ack(self, element: Element) -> None:
         if self.sm is not None:
-            self.sm.acknowledged(sm.read_h(element))
+            self._acknowledged(self.sm, element)
+
+    def _acknowledged(self, managed: StreamManagement, element: Element) -> None:
+        h = sm.read_h(element)
+        try:
+            managed.acknowledged(h)
+        except RemoteProtocolError:
+            # XEP-0198 section 6. Who counts otherwise now would do so after a resumption.
+            managed.id = ""
+            counts = {"h": str(h), "send-count": str(managed.sent_count)}
+            too_high = make(f"{{{sm.NS}}}handled-count-too-high", counts)
+            self._out += self._error("undefined-condition", too_high)
+            raise
 
     def _on_resumed(self, element: Element) -> None:
         assert self._former is not None
         self.sm, self.jid, self._counting = self._former, self._former.jid, True
-        self.sm.acknowledged(sm.read_h(element))
+        self._acknowledged(self.sm, element)
         self.state = State.OPEN
         for data in self.sm.unacked:
             self._out += data
@@ -504,17 +539,10 @@ class ClientStream:
         self._bind()
 
     def _on_stream_error(self, element: Element) -> None:
-        condition, text = "undefined-condition", ""
-        for child in element:
-            if namespace(child.tag) == NS_STREAM_ERRORS:
-                if local_name(child.tag) == "text":
-                    text = (child.text or "").strip()[:200]
-                else:
-                    condition = local_name(child.tag)
-        raise StreamError(condition, text)
+        raise read_stream_error(element)
 
-    def _error(self, condition: str) -> bytes:
-        error = make(ERROR, None, make(f"{{{NS_STREAM_ERRORS}}}{condition}"))
+    def _error(self, condition: str, *details: Element) -> bytes:
+        error = make(ERROR, None, make(f"{{{NS_STREAM_ERRORS}}}{condition}"), *details)
         # The one place for a prefix: RFC 6120 section 4.8.5 declares it in the header.
         text = serialise(error, outer=NS_STREAMS)
         return text.replace(b"<error", b"<stream:error", 1).replace(
@@ -529,19 +557,3 @@ class ClientStream:
         if self.state is not State.CLOSED:
             self.state = State.CLOSED
             self._events.append(StreamEnded(error))
-
-
-def _read_offered(features: Element) -> sasl.Offered:
-    """Read what can be used to log in (RFC 6120 section 6.3.3, XEP-0440)."""
-    mechanisms = frozenset(
-        (element.text or "").strip()[:MAX_MECHANISM]
-        for element in features.iterfind(f"{{{NS_SASL}}}mechanisms/{{{NS_SASL}}}mechanism")
-    )
-    listed = features.find(f"{{{NS_SASL_CB}}}sasl-channel-binding")
-    if listed is None:
-        return sasl.Offered(mechanisms=mechanisms)
-    bindings = frozenset(
-        element.get("type", "")[:MAX_MECHANISM]
-        for element in listed.iterfind(f"{{{NS_SASL_CB}}}channel-binding")
-    )
-    return sasl.Offered(mechanisms=mechanisms, bindings=bindings)

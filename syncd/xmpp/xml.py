@@ -8,9 +8,11 @@ takes DTDs, comments, processing instructions, and a stanza of any size and dept
 
 from __future__ import annotations
 
+import enum
+import re
 import xml.parsers.expat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from xml.etree.ElementTree import Element
 from xml.parsers.expat import errors as expat_errors
 
@@ -32,14 +34,14 @@ MAX_DEPTH = 32  # levels
 MAX_ATTRIBUTES = 64  # attributes of one element
 # A roster of 2,000 contacts with a group each; what is larger is nothing that we asked for.
 MAX_ELEMENTS = 8_192  # elements in one stanza
-# libexpat keeps every distinct name and prefix for the life of the parser.
-MAX_NAMES = 4_096  # names
+# Names that the stream has not used before. libexpat keeps every distinct name and prefix for
+# the life of the parser, so behind a stanza with which there are more, a new parser goes on.
+MAX_NAMES = 1_024  # names in one stanza
 # Its namespace included; the longest that any XEP defines has 80.
 MAX_NAME = 1_024  # characters
-# The limits are looked at between slices, so a stanza can pass them by one slice at most.
-_SLICE = 16_384  # bytes
 # XML 1.0 section 2.3; str.isspace takes much more.
 _SPACE = " \t\r\n"
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,146 @@ class _RefusedError(Exception):
         self.malformed = Malformed(condition, text)
 
 
+class _Inside(enum.Enum):
+    """Where between two ends of tags the cutter is."""
+
+    TEXT = enum.auto()
+    TAG = enum.auto()
+    APOSTROPHES = enum.auto()
+    QUOTES = enum.auto()
+    CDATA = enum.auto()
+    INSTRUCTION = enum.auto()
+
+
+_STANZAS = frozenset(f"{{{NS_CLIENT}}}{name}" for name in ("iq", "message", "presence"))
+_NO_SPACE = re.compile(rb"[^ \t\r\n]")
+# None of these goes back, so each byte is looked at once. The rest of a tag:
+_TAG = rb"""(?:[^<>'"]++|'[^'<]*+'|"[^"<]*+")*+>"""
+_NAME = rb"(?:[^\s<>/:'\"]*+:)?+(?:iq|message|presence)(?=[\s/>])"
+# Text, and the whole tag behind it, if that is no CDATA or anything rarer.
+_ONE = re.compile(rb"[^<]*+<(?![!?])" + _TAG)
+# As many of them as there are, but none behind what may be the end of a stanza.
+_REST = rb"(?:[^<]*+<(?![!?]|/" + _NAME + rb")" + _TAG + rb")*+(?:[^<]*+</" + _TAG + rb")?+"
+_MANY = re.compile(_REST)
+# The same from the start of a stanza, if that is not its end as well.
+_STANZA = re.compile(rb"<" + _NAME + _TAG + rb"(?<!/>)" + _REST)
+# What to look for next: XML 1.0 sections 3.1 (tags), 2.7 (CDATA), 2.6 and 2.8 (``<?xml?>``).
+# A "<" inside a tag is no XML, quoted or not.
+_EDGES = {
+    _Inside.TAG: re.compile(rb"""[<>'"]"""),
+    _Inside.APOSTROPHES: re.compile(rb"[<']"),
+    _Inside.QUOTES: re.compile(rb'[<"]'),
+    _Inside.CDATA: re.compile(rb"]]>"),
+    _Inside.INSTRUCTION: re.compile(rb"\?>"),
+}
+# Where that leads; to the end of the tag if it is not here.
+_BEHIND = {
+    (_Inside.TAG, b"'"): _Inside.APOSTROPHES,
+    (_Inside.TAG, b'"'): _Inside.QUOTES,
+    (_Inside.APOSTROPHES, b"'"): _Inside.TAG,
+    (_Inside.QUOTES, b'"'): _Inside.TAG,
+}
+# The longest of them: how far back an edge can begin that has only begun to arrive.
+_OVERLAP = len("]]>") - 1  # bytes
+_CDATA = b"<![CDATA["
+
+
+class _Cutter:
+    """Cuts a stream behind each of its tags, however its bytes arrive.
+
+    Expat scans a token anew whenever more of it arrives (CVE-2023-52425); since 2.6 it may
+    wait until there is twice as much, but then it keeps complete ones waiting as well. So it
+    gets whole tags only, and each with its last byte. It alone judges what they mean: what is
+    cut wrongly here is malformed there.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._start = 0  # of what was not taken yet
+        self._seen = 0  # up to here it has no end
+        self._inside = _Inside.TEXT
+
+    def __len__(self) -> int:
+        """How many bytes wait for their end."""
+        return len(self._held) - self._start
+
+    def put(self, data: bytes) -> None:
+        """Add what has arrived."""
+        del self._held[: self._start]
+        self._seen -= self._start
+        self._start = 0
+        self._held += data
+
+    def skip_space(self) -> bytes:
+        """Drop white space in front of a tag, and return the three bytes behind it.
+
+        Only between stanzas: where a tag may begin, and nothing of it was looked at.
+        """
+        first = _NO_SPACE.search(self._held, self._start)
+        self.skip((first.start() if first else len(self._held)) - self._start)
+        return bytes(self._held[self._start : self._start + len(_BOM)])
+
+    def skip(self, count: int) -> None:
+        """Drop so many bytes."""
+        self._start += count
+        self._seen = max(self._seen, self._start)
+
+    def take(self, limit: int, several: re.Pattern[bytes]) -> bytes | None:
+        """Take the next tag with the text in front of it; None if its end is not there yet.
+
+        Args:
+          limit: How many bytes to look at; so what is found does not depend on the reads.
+          several: What else to take than one; it may match nothing.
+
+        Raises:
+          _RefusedError: It is one of those that a stream may not contain.
+        """
+        end = min(len(self._held), self._start + limit)
+        if self._inside is _Inside.TEXT:
+            for tags in (several, _ONE):
+                whole = tags.match(self._held, self._seen, end)
+                if whole is not None and whole.end() > self._seen:
+                    return self._cut(whole.end())
+            self._begin(end)
+            if self._inside is _Inside.TEXT:
+                return None
+        while edge := _EDGES[self._inside].search(self._held, self._seen, end):
+            self._seen = edge.end()
+            self._inside = _BEHIND.get((self._inside, edge[0]), _Inside.TEXT)
+            if self._inside is _Inside.TEXT:
+                return self._cut(edge.end())
+        self._seen = max(self._seen, end - _OVERLAP)
+        return None
+
+    def _begin(self, end: int) -> None:
+        """Enter the tag that is not whole yet, if enough of it is there to tell its kind."""
+        start = self._held.find(b"<", self._seen, end)
+        self._seen = end if start < 0 else start
+        opening = bytes(self._held[self._seen : min(end, self._seen + len(_CDATA))])
+        if opening == _CDATA:
+            self._inside = _Inside.CDATA
+        elif _CDATA.startswith(opening):
+            return
+        elif opening.startswith(b"<!"):
+            _forbid()
+        else:
+            is_tag = opening[1:2] != b"?"
+            self._inside = _Inside.TAG if is_tag else _Inside.INSTRUCTION
+        self._seen += len(opening) if self._inside is _Inside.CDATA else 1
+
+    def _cut(self, end: int) -> bytes:
+        tag = bytes(self._held[self._start : end])
+        self._start = self._seen = end
+        return tag
+
+
 class StreamParser:
     """Turns the bytes of one stream into its header, its top-level elements and its footer.
 
     After STARTTLS and after SASL the stream starts anew, and so must its parser.
 
     Args:
-      max_stanza: Limit for one top-level element, bytes.
+      max_stanza: Limit for one top-level element, and for the header, bytes.
     """
 
     def __init__(self, *, max_stanza: int = MAX_STANZA) -> None:
@@ -89,33 +224,14 @@ class StreamParser:
         self._events: list[Opened | Element | Closed | Malformed] = []
         self._path: list[Element] = []  # from the top-level element to the open one
         self._opened = self._done = False
+        self._cutter = _Cutter()
+        self._size = 0  # bytes given to expat of what is not complete
         self._elements = 0  # in the stanza so far
-        self._names: set[str] = set()
-        self._held = bytearray()
-        self._fed = self._boundary = 0  # bytes given to expat; of these, in whole stanzas
-        # "}" cannot occur in a name, so "uri}name" needs only its first brace. None: no
-        # intern dictionary, it would grow with every distinct string.
-        self._expat = xml.parsers.expat.ParserCreate("UTF-8", "}", None)
-        # COMPAT(expat >= 2.6): holds a complete stanza back until more bytes come.
-        if hasattr(self._expat, "SetReparseDeferralEnabled"):
-            self._expat.SetReparseDeferralEnabled(False)
-        self._expat.buffer_text = True
-        # Prefixes are told as well, since a name with another prefix is another one to keep.
-        self._expat.namespace_prefixes = True
-        self._expat.StartNamespaceDeclHandler = self._on_prefix
-        self._expat.XmlDeclHandler = self._on_declaration
-        self._expat.StartElementHandler = self._on_start
-        self._expat.EndElementHandler = self._on_end
-        self._expat.CharacterDataHandler = self._on_text
-        for forbidden in (
-            "StartDoctypeDeclHandler",
-            "EntityDeclHandler",
-            "ProcessingInstructionHandler",
-            "CommentHandler",
-            "SkippedEntityHandler",
-            "UnparsedEntityDeclHandler",
-        ):
-            setattr(self._expat, forbidden, _forbid)
+        self._names: dict[str, str] = {}  # expat's to ours; expat keeps as many
+        self._known = self._replayed = 0  # of them, before this stanza; before the first
+        self._root = ""  # the name of the header
+        self._prefixes: dict[str | None, str | None] = {}  # what it declares
+        self._expat = self._new_expat()
 
     def feed(self, data: bytes) -> list[Opened | Element | Closed | Malformed]:
         """Take what has arrived.
@@ -128,78 +244,139 @@ class StreamParser:
         """
         if self._done:
             return []
-        if not self._fed and not self._held:
-            # COMPAT(servers): a line break behind <success/> may arrive as the first byte of
-            # the new stream, where XML allows none.
-            data = data.lstrip()
-        if not self._opened and b"\0" in data:
-            # Expat finds UTF-16 out by itself, whatever it was told; RFC 6120 section 11.6
-            # knows UTF-8 only.
-            self._end(Malformed("unsupported-encoding", "bytes that are no UTF-8"))
-            return self._take()
-        # A tag ends in ">", so nothing can be complete before one. Waiting for it keeps a
-        # long token that arrives in small pieces from being scanned again for each (expat
-        # before 2.6 starts over every time: CVE-2023-52425).
-        self._held += data
-        complete = self._held.rfind(b">") + 1 if b">" in data else 0
-        if len(self._held) - complete > self._max_stanza:
-            complete = len(self._held)
-        if complete:
-            data = bytes(self._held[:complete])
-            del self._held[:complete]
-            try:
-                for start in range(0, len(data), _SLICE):
-                    self._parse(data[start : start + _SLICE])
-            except _RefusedError as refused:
-                self._end(refused.malformed)
-            except xml.parsers.expat.ExpatError as error:
-                self._end(_malformed(error))
-        return self._take()
-
-    def _take(self) -> list[Opened | Element | Closed | Malformed]:
+        self._cutter.put(data)
+        try:
+            self._advance()
+        except _RefusedError as refused:
+            self._end(refused.malformed)
+        except xml.parsers.expat.ExpatError as error:
+            self._end(_malformed(error))
         events, self._events = self._events, []
         return events
 
-    def _parse(self, data: bytes) -> None:
-        if self._done:
-            return
-        if self._fed - self._boundary + len(data) > self._max_stanza + _SLICE:
-            raise _RefusedError("policy-violation", f"a stanza over {self._max_stanza} bytes")
-        self._fed += len(data)
-        self._expat.Parse(data, False)
+    def _advance(self) -> None:
+        while not self._done:
+            if not self._path and not self._skip_space():
+                return
+            room = self._max_stanza - self._size
+            several = _STANZA
+            if self._path:
+                several = _MANY if self._path[0].tag in _STANZAS else _ONE
+            tags = self._cutter.take(room, several)
+            if tags is None:
+                if len(self._cutter) > room:
+                    raise _RefusedError(
+                        "policy-violation", f"a stanza over {self._max_stanza} bytes"
+                    )
+                return
+            self._size += len(tags)
+            self._expat.Parse(tags, False)
+            if not self._path and self._opened:
+                self._size, self._known = 0, len(self._names)
+                if self._known - self._replayed > MAX_NAMES and not self._done:
+                    self._expat = self._new_expat()
+
+    def _skip_space(self) -> bool:
+        """Skip what stands between stanzas; whether something follows that may be one.
+
+        Whatever else it is, and not even a stream (an alert of TLS, an answer of HTTP), is
+        told by its first byte: its sender waits for us, and no ">" will come.
+        """
+        head = self._cutter.skip_space()
+        while head and not self._opened and not self._size and _BOM.startswith(head):
+            # COMPAT(servers): a mark of the byte order, which RFC 6120 section 11.6 forbids.
+            if head != _BOM:
+                return False
+            self._cutter.skip(len(_BOM))
+            head = self._cutter.skip_space()
+        if not self._opened and (head[:1] in (b"\0", b"\xfe", b"\xff") or head[:2] == b"<\0"):
+            # Expat finds UTF-16 out by itself, whatever it was told; RFC 6120 section 11.6
+            # knows UTF-8 only.
+            raise _RefusedError("unsupported-encoding", "bytes that are no UTF-8")
+        if head and not head.startswith(b"<"):
+            if self._opened and head >= b" ":
+                raise _RefusedError("bad-format", "text between stanzas")
+            raise _RefusedError("not-well-formed", "bytes that are no XML")
+        return bool(head)
 
     def _end(self, event: Closed | Malformed) -> None:
-        if not self._done:  # what stands behind the footer is not looked at
-            self._events.append(event)
-            self._done = True
+        self._events.append(event)
+        self._done = True
+
+    def _new_expat(self) -> xml.parsers.expat.XMLParserType:
+        """Make a parser that stands between stanzas, or before the header."""
+        # "}" cannot occur in a name, so "uri}name" needs only its first brace. None: no
+        # intern dictionary, it would grow with every distinct string.
+        new = xml.parsers.expat.ParserCreate("UTF-8", "}", None)
+        # COMPAT(expat >= 2.6): may hold a complete stanza back until more bytes come.
+        if hasattr(new, "SetReparseDeferralEnabled"):
+            new.SetReparseDeferralEnabled(False)
+        new.buffer_text = True
+        # Prefixes are told as well, since a name with another prefix is another one to keep.
+        new.namespace_prefixes = True
+        self._names.clear()
+        if self._opened:
+            new.Parse(self._header(), False)
+            self._names.update((f"xmlns:{prefix}", "") for prefix in self._prefixes)
+        self._known = self._replayed = len(self._names)
+        new.StartNamespaceDeclHandler = self._on_prefix
+        new.XmlDeclHandler = self._on_declaration
+        new.StartElementHandler = self._on_start
+        new.EndElementHandler = self._on_end
+        new.CharacterDataHandler = self._on_text
+        for forbidden in (
+            "StartDoctypeDeclHandler",
+            "EntityDeclHandler",
+            "ProcessingInstructionHandler",
+            "CommentHandler",
+            "SkippedEntityHandler",
+            "UnparsedEntityDeclHandler",
+        ):
+            setattr(new, forbidden, _forbid)
+        return new
+
+    def _header(self) -> str:
+        """A header that means to what stands behind it what the other end's own meant."""
+        declared = (
+            f" {f'xmlns:{prefix}' if prefix else 'xmlns'}='{_escape(uri or '')}'"
+            for prefix, uri in self._prefixes.items()
+        )
+        return f"<{self._root}{''.join(declared)}>"
 
     def _on_declaration(self, version: str, encoding: str | None, standalone: int) -> None:
         if encoding is not None and encoding.upper() != "UTF-8":
-            raise _RefusedError("unsupported-encoding", f"encoding {encoding}")
+            raise _RefusedError("unsupported-encoding", f"encoding {encoding[:40]}")
 
-    def _on_prefix(self, prefix: str | None, _: str | None) -> None:
-        self._remember(f"xmlns:{prefix}")
+    def _on_prefix(self, prefix: str | None, uri: str | None) -> None:
+        if not self._opened:
+            self._prefixes[prefix] = uri
+        name = f"xmlns:{prefix}"
+        if name not in self._names:
+            self._learn(name)
 
-    def _remember(self, name: str) -> None:
-        self._names.add(name)
-        if len(self._names) > MAX_NAMES:
-            raise _RefusedError("policy-violation", f"over {MAX_NAMES} different names")
+    def _learn(self, name: str) -> str:
+        """The ``{namespace}name`` of a name of expat's that is new to it."""
         if len(name) > MAX_NAME:
             raise _RefusedError("policy-violation", f"a name over {MAX_NAME} characters")
+        if len(self._names) - self._known >= MAX_NAMES:
+            raise _RefusedError("policy-violation", f"over {MAX_NAMES} new names in a stanza")
+        self._names[name] = tag = _clark(name)
+        return tag
 
     def _on_start(self, name: str, attributes: dict[str, str]) -> None:
         if len(attributes) > MAX_ATTRIBUTES:
             raise _RefusedError("policy-violation", f"over {MAX_ATTRIBUTES} attributes")
-        self._remember(name)
-        for key in attributes:
-            self._remember(key)
-        tag = _clark(name)
-        attributes = {_clark(key): value for key, value in attributes.items()}
+        learned = self._names
+        tag = learned.get(name) or self._learn(name)
+        attributes = {
+            learned.get(key) or self._learn(key): value for key, value in attributes.items()
+        }
         if not self._opened:
             self._opened = True
             if tag != STREAM:
-                raise _RefusedError("bad-format", f"the root element is {tag}")
-            self._boundary = self._fed
+                raise _RefusedError("bad-format", f"the root element is {tag[:80]}")
+            _, _, prefix = name.removeprefix(f"{NS_STREAMS}}}").partition("}")
+            self._root = f"{prefix}:stream" if prefix else "stream"
             self._events.append(Opened(attributes))
             return
         if tag == STREAM:
@@ -224,15 +401,14 @@ class StreamParser:
             return
         element = self._path.pop()
         if not self._path:
-            self._boundary = self._fed
             self._events.append(element)
 
     def _on_text(self, text: str) -> None:
         if not self._path:
-            if not text.strip(_SPACE):
-                self._boundary = self._fed
-                return
-            raise _RefusedError("bad-format", "text between stanzas")
+            # Only <![CDATA[]]> leads here, see _skip_space.
+            if text.strip(_SPACE):
+                raise _RefusedError("bad-format", "text between stanzas")
+            return
         element = self._path[-1]
         if len(element):
             element[-1].tail = (element[-1].tail or "") + text
@@ -240,7 +416,7 @@ class StreamParser:
             element.text = (element.text or "") + text
 
 
-def _forbid(*_: object) -> None:
+def _forbid(*_: object) -> NoReturn:
     raise _RefusedError("restricted-xml", "XML that RFC 6120 section 11.1 forbids")
 
 

@@ -1,6 +1,6 @@
 """What the client finds out alone; with a real server see test_server."""
 
-# ruff: noqa: ASYNC240 - looking at a temporary file blocks nobody here
+
 
 from __future__ import annotations
 

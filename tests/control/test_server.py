@@ -1,6 +1,6 @@
 """The server with real sockets, asked by real clients in threads."""
 
-# ruff: noqa: ASYNC240 - looking at a temporary file blocks nobody here
+
 
 from __future__ import annotations
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,40 +19,58 @@ from syncd.errors import (
     StreamError,
     SyncdError,
 )
-from syncd.link import client as client_module
-from syncd.link import connect
-from syncd.link.client import (
-    BACK_OFF_LAST,
-    BACK_OFF_LOGIN,
-    BACK_OFF_LOGIN_LAST,
-    ROSTER,
-    Client,
-    back_off,
-)
+from syncd.link import connect, peers
+from syncd.link.client import SERVED, Client
 from syncd.link.connect import Account, Connection
-from syncd.link.session import PING_AFTER, PING_TIMEOUT, REQUEST_TIMEOUT
-from syncd.xmpp.contacts import Contacts
-from syncd.xmpp.disco import INFO, NS_INFO, PING, Identity
+from syncd.link.contacts import Contacts
+from syncd.link.peers import ROSTER
+from syncd.link.retry import BACK_OFF_LAST, BACK_OFF_LOGIN
+from syncd.link.session import MAX_HANDLING, PING_AFTER, PING_TIMEOUT, REQUEST_TIMEOUT
+from syncd.xmpp import sm
+from syncd.xmpp.caps import read_caps, verification
+from syncd.xmpp.disco import (
+    INFO,
+    ITEMS,
+    NS_INFO,
+    NS_ITEMS,
+    NS_VERSION,
+    PING,
+    Identity,
+    Info,
+    read_info,
+)
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import PRESENCE, Iq
-from syncd.xmpp.stream import Event, StreamEnded
+from syncd.xmpp.stream import ClientStream, Event, StreamEnded
 from syncd.xmpp.xml import make
 from tests.support.asking import Asked, but_pings, condition, refusal
-from tests.support.wire import LAPTOP, PASSWORD, S_FOOTER, Server, open_stream
+from tests.support.wire import (
+    LAPTOP,
+    PASSWORD,
+    S_FOOTER,
+    ClientGoneError,
+    Server,
+    managed_stream,
+    open_stream,
+    resumed,
+    resuming_stream,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from xml.etree.ElementTree import Element
 
     from trio.testing import MockClock
 
     from syncd.link.session import Handler
+    from syncd.xmpp.sm import StreamManagement
 
 BOB = JID.parse("bob@example.org/pc")
 CAROL = JID.parse("carol@example.org")
 PROXY = JID.parse("proxy.example.org")
 DOMAIN = JID.parse("example.org")
 
+IDENTITY = Identity("automation", "file-transfer", "syncd")
 QUERY = "{urn:a}query"
 A_QUERY = "<query xmlns='urn:a'/>"
 SI = "http://jabber.org/protocol/si"
@@ -63,23 +83,49 @@ class Network:
       failures: Raised by the next attempts, one each.
       behind: What the next server says in the same breath as the bind.
       attempts: When somebody tried to connect.
+      accounts: And as whom, and where.
+      managed: The servers manage the stream (XEP-0198), and get all that is sent.
+      keeps: They know the session when it is to be resumed.
+      wrong_count: The next server that is to resume one says that it got more than was sent.
+      connected: Called when an attempt has succeeded.
     """
 
     def __init__(self) -> None:
         self.failures: list[SyncdError] = []
         self.behind: list[Event] = []
         self.attempts: list[float] = []
+        self.accounts: list[Account] = []
+        self.managed, self.keeps, self.wrong_count = False, True, False
+        self.connected: Callable[[], None] = lambda: None
         self._put, self._get = trio.open_memory_channel[Server](100)
 
-    async def connect(self, _: Account) -> Connection:
+    async def connect(
+        self, account: Account, resume: StreamManagement | None = None
+    ) -> Connection:
         await trio.lowlevel.checkpoint()
         self.attempts.append(trio.current_time())
+        self.accounts.append(account)
         if self.failures:
             raise self.failures.pop(0)
+        stream = self._stream(resume)
         ours, theirs = memory_stream_pair()
         self._put.send_nowait(Server(theirs, opened=True))
         behind, self.behind = self.behind, []
-        return Connection(ours, open_stream(), behind)
+        self.connected()
+        return Connection(ours, stream, behind)
+
+    def _stream(self, former: StreamManagement | None) -> ClientStream:
+        if not self.managed:
+            return open_stream()
+        if former is None or not self.keeps:
+            return managed_stream()
+        if self.wrong_count:
+            self.wrong_count = False
+            (end,) = resuming_stream(former).receive_data(resumed(99).encode())
+            assert isinstance(end, StreamEnded)
+            assert end.error is not None
+            raise end.error
+        return resuming_stream(former, said=resumed(former.sent_count))
 
     async def accept(self) -> Server:
         """The server of the next attempt that succeeds."""
@@ -113,7 +159,8 @@ def new_client(changed: Changes | None = None, **handlers: Handler) -> Client:
     return Client(
         Account(jid=LAPTOP, password=lambda: PASSWORD),
         Contacts([BOB.bare, CAROL], required=frozenset({SI}), preferred="urn:syncd:sync:1"),
-        identity=Identity("automation", "file-transfer", "syncd"),
+        identity=IDENTITY,
+        version="1.2",
         features=frozenset({SI, "urn:b"}),
         handlers={f"{{urn:a}}{name}": handler for name, handler in handlers.items()},
         changed=changed or Changes(),
@@ -135,7 +182,7 @@ def state(client: Client) -> tuple[JID | None, str | None]:
 
 KNOWN = (
     "<item jid='bob@example.org' subscription='both'/>"
-    "<item jid='carol@example.org' subscription='to'/>"
+    "<item jid='carol@example.org' subscription='both'/>"
 )
 
 
@@ -181,34 +228,38 @@ async def test_a_client_comes_online(network: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    ("roster", "subscribed"),
+    ("roster", "sent"),
     [
-        ("", ["bob@example.org", "carol@example.org"]),
+        ("", ["available bob", "available carol", "subscribe bob", "subscribe carol"]),
         (KNOWN, []),
         (
             "<item jid='bob@example.org' subscription='from'/>",
-            ["bob@example.org", "carol@example.org"],
+            ["available carol", "subscribe bob", "subscribe carol"],
         ),
         (
             "<item jid='bob@example.org' subscription='none' ask='subscribe'/>",
-            ["carol@example.org"],
+            ["available bob", "available carol", "subscribe carol"],
         ),
-        ("<item jid='carol@example.org' subscription='both'/><item/>", ["bob@example.org"]),
+        (
+            "<item jid='carol@example.org' subscription='to'/><item/>",
+            ["available bob", "available carol", "subscribe bob"],
+        ),
     ],
 )
-async def test_the_presence_of_peers_is_asked_for_once(
-    network: Network, roster: str, subscribed: list[str]
+async def test_the_presence_of_peers_is_asked_for_once_and_ours_is_shown_to_them(
+    network: Network, roster: str, sent: list[str]
 ) -> None:
-    """RFC 6121 section 3.1: whom the roster already shows, or will, is left in peace."""
+    """RFC 6121 sections 3.1 and 4.6: who sees whom already is left in peace."""
     async with running(new_client()):
         server = await network.accept()
         await greet(server, roster)
+        await wait_all_tasks_blocked()
         await server.send("<iq type='get' id='last'><ping xmlns='urn:xmpp:ping'/></iq>")
-        sent = []
+        heard = []
         while (stanza := await server.stanza()).tag == PRESENCE:
-            assert stanza.get("type") == "subscribe"
-            sent.append(stanza.get("to"))
-        assert sent == subscribed
+            to = stanza.get("to", "").removesuffix("@example.org")
+            heard.append(f"{stanza.get('type', 'available')} {to}")
+        assert heard == sent
 
 
 async def test_without_a_roster_the_client_stays_online(network: Network) -> None:
@@ -217,7 +268,12 @@ async def test_without_a_roster_the_client_stays_online(network: Network) -> Non
         server = await network.accept()
         await server.stanza()
         await server.send(refusal(await server.stanza(), "cancel", "service-unavailable"))
-        await show(server, BOB, SI)
+        assert [(await server.stanza()).get("to") for _ in range(2)] == [
+            "bob@example.org",
+            "carol@example.org",
+        ]
+        await server.send(f"<presence from='{BOB}'/>")
+        assert [(await server.stanza()).get("to") for _ in range(2)] == [str(BOB)] * 2
         assert client.jid == LAPTOP
 
 
@@ -226,7 +282,8 @@ async def test_an_empty_result_is_an_empty_roster(network: Network) -> None:
         server = await network.accept()
         await server.stanza()
         await server.answer(await server.stanza())
-        assert (await server.stanza()).get("to") == "bob@example.org"
+        kinds = [(await server.stanza()).get("type") for _ in range(4)]
+        assert kinds == [None, None, "subscribe", "subscribe"]
 
 
 async def test_peers_may_see_us_and_strangers_may_not(network: Network) -> None:
@@ -352,7 +409,7 @@ async def test_a_client_that_cannot_tell_now_is_asked_later(
 async def test_only_so_many_clients_are_asked_at_a_time(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "MAX_ASKING", 1)
+    monkeypatch.setattr(peers, "MAX_ASKING", 1)
     client = new_client()
     async with running(client):
         server = await network.accept()
@@ -392,34 +449,218 @@ async def test_a_roster_push_of_anybody_else_is_refused(network: Network, sender
         assert client.contacts.peers == (BOB.bare, CAROL)
 
 
-async def test_the_client_tells_what_it_is_and_can(network: Network) -> None:
+async def ask(server: Server, payload: str, *, kind: str = "get") -> Element:
+    """What the client answers to Bob."""
+    await server.send(f"<iq type='{kind}' id='7' from='{BOB}'>{payload}</iq>")
+    reply = await server.stanza()
+    assert (reply.get("id"), reply.get("to")) == ("7", str(BOB))
+    return reply
+
+
+async def test_what_the_client_can_is_what_its_presence_promised(network: Network) -> None:
+    """XEP-0115: asked at the node of the presence, and without one."""
+    async with running(new_client()):
+        server = await network.accept()
+        presence = await server.stanza()
+        promised = read_caps(presence)
+        assert promised is not None
+        await server.send(refusal(await server.stanza(), "cancel", "service-unavailable"))
+        for _ in ("bob", "carol"):
+            assert read_caps(await server.stanza()) == promised
+        for node in ("", f" node='{promised.query_node}'"):
+            (query,) = await ask(server, f"<query xmlns='{NS_INFO}'{node}/>")
+            assert query.get("node", "") == (promised.query_node if node else "")
+            assert verification(query) == promised.ver
+            assert read_info(query) == Info(
+                identities=frozenset({IDENTITY}), features=SERVED | {SI, "urn:b"}
+            )
+
+
+async def test_the_client_tells_its_name_and_version_and_no_more(network: Network) -> None:
     async with running(new_client()):
         server = await network.accept()
         await greet(server)
-        await server.send(
-            f"<iq type='get' id='7' from='{BOB}'><query xmlns='{NS_INFO}' node='n'/></iq>"
-        )
-        (query,) = await server.stanza()
-        assert query.get("node") == "n"
-        assert [(child.get("category"), child.get("var")) for child in query] == [
-            ("automation", None),
-            (None, SI),
-            (None, "urn:b"),
-        ]
+        (query,) = await ask(server, f"<query xmlns='{NS_VERSION}'/>")
+        told = [(child.tag.partition("}")[2], child.text) for child in query]
+        assert told == [("name", "syncd"), ("version", "1.2")]
 
 
-@pytest.mark.parametrize(
-    "payload", [f"<query xmlns='{NS_INFO}'/>", "<ping xmlns='urn:xmpp:ping'/>"]
-)
+async def test_the_client_has_no_items(network: Network) -> None:
+    async with running(new_client()):
+        server = await network.accept()
+        await greet(server)
+        (query,) = await ask(server, f"<query xmlns='{NS_ITEMS}'/>")
+        assert (query.tag, len(query)) == (ITEMS, 0)
+
+
+@pytest.mark.parametrize("name", [NS_INFO, NS_ITEMS])
+async def test_a_node_that_the_client_does_not_have_is_not_found(
+    network: Network, name: str
+) -> None:
+    async with running(new_client()):
+        server = await network.accept()
+        await greet(server)
+        reply = await ask(server, f"<query xmlns='{name}' node='https://syncd.invalid/#x'/>")
+        assert condition(reply) == "cancel item-not-found"
+
+
+QUESTIONS = [
+    f"<query xmlns='{NS_INFO}'/>",
+    f"<query xmlns='{NS_ITEMS}'/>",
+    f"<query xmlns='{NS_VERSION}'/>",
+    "<ping xmlns='urn:xmpp:ping'/>",
+]
+
+
+@pytest.mark.parametrize("payload", QUESTIONS)
 async def test_what_is_asked_by_get_is_not_asked_by_set(network: Network, payload: str) -> None:
     async with running(new_client()):
         server = await network.accept()
         await greet(server)
-        for kind, expected in (("get", "result"), ("set", "error")):
-            await server.send(f"<iq type='{kind}' id='7' from='{BOB}'>{payload}</iq>")
-            reply = await server.stanza()
-            assert reply.get("type") == expected
+        assert (await ask(server, payload)).get("type") == "result"
+        reply = await ask(server, payload, kind="set")
         assert condition(reply) == "modify bad-request"
+
+
+async def test_a_client_that_is_busy_still_tells_what_it_is(network: Network) -> None:
+    """Other clients ask while they wait for the answer to an offer, some for 5 s only."""
+
+    async def query(_: Iq) -> Element:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with running(new_client(query=query)):
+        server = await network.accept()
+        await greet(server)
+        for number in range(MAX_HANDLING):
+            await server.send(f"<iq type='set' id='b{number}' from='{BOB}'>{A_QUERY}</iq>")
+        assert condition(await ask(server, A_QUERY)) == "wait resource-constraint"
+        for payload in QUESTIONS:
+            assert (await ask(server, payload)).get("type") == "result"
+
+
+FORWARDED = (
+    "<forwarded xmlns='urn:xmpp:forward:0'><message xmlns='jabber:client' "
+    "from='bob@example.org/pc'><body>x</body></message></forwarded>"
+)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"<received xmlns='urn:xmpp:carbons:2'>{FORWARDED}</received>",
+        f"<sent xmlns='urn:xmpp:carbons:2'>{FORWARDED}</sent>",
+        f"<result xmlns='urn:xmpp:mam:2' queryid='1' id='2'>{FORWARDED}</result>",
+        "<event xmlns='http://jabber.org/protocol/pubsub#event'><items node='n'/></event>",
+        "<x xmlns='http://jabber.org/protocol/rosterx'>"
+        "<item action='add' jid='mallory@example.org'/></x>",
+        "<data xmlns='http://jabber.org/protocol/ibb' sid='s' seq='0'>AAAA</data>",
+        "<query xmlns='jabber:iq:roster'><item jid='mallory@example.org'/></query>",
+    ],
+)
+@pytest.mark.parametrize("sender", [str(BOB), "mallory@example.org/pc", LAPTOP.bare, None])
+async def test_nothing_that_comes_in_a_message_counts(
+    network: Network, message: str, sender: str | None
+) -> None:
+    """CVE-2017-5589 and its family, CVE-2016-9928: messages are not even looked at."""
+    asked: list[Iq] = []
+
+    async def query(iq: Iq) -> None:
+        asked.append(iq)
+
+    client = new_client(query=query)
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        origin = f" from='{sender}'" if sender else ""
+        await server.send(f"<message{origin}>{message}{A_QUERY}</message>")
+        await server.send(f"<message{origin} type='error'>{message}</message>")
+        # Nothing was said before the answer to this.
+        assert (await ask(server, "<ping xmlns='urn:xmpp:ping'/>")).get("type") == "result"
+        assert client.contacts.peers == (BOB.bare, CAROL)
+        assert (client.contacts.online(), asked) == (frozenset(), [])
+
+
+@pytest.mark.parametrize(
+    ("stanza", "expected"),
+    [
+        ("<iq type='get' id='7' from='{0}'/>", "modify bad-request"),
+        (
+            "<iq type='set' id='7' from='{0}'><a xmlns='u'/><a xmlns='u'/></iq>",
+            "modify bad-request",
+        ),
+        ("<iq type='ask' id='7' from='{0}'><a xmlns='u'/></iq>", "modify bad-request"),
+        ("<iq id='7' from='{0}'><a xmlns='u'/></iq>", "modify bad-request"),
+        ("<iq type='get' from='{0}'><a xmlns='u'/></iq>", "modify bad-request"),
+        ("<iq type='get' id='7' from='{0}'><a xmlns='u'/></iq>", "cancel service-unavailable"),
+        ("<iq type='set' id='7' from='{0}'><a xmlns='u'/></iq>", "cancel service-unavailable"),
+        ("<iq type='get' id='7'><a xmlns='u'/></iq>", "cancel service-unavailable"),
+        ("<iq type='get' id='7' from='@'><a xmlns='u'/></iq>", "modify jid-malformed"),
+        (
+            "<iq type='set' id='7' from='{0}'><query xmlns='jabber:iq:rpc'/></iq>",
+            "cancel service-unavailable",
+        ),
+        (
+            "<iq type='set' id='7' from='{0}'><command "
+            "xmlns='http://jabber.org/protocol/commands' node='n'/></iq>",
+            "cancel service-unavailable",
+        ),
+    ],
+)
+async def test_every_request_is_answered_once(
+    network: Network, stanza: str, expected: str
+) -> None:
+    """RFC 6120 section 8.2.3; CVE-2016-10376: there are no commands."""
+    async with running(new_client()):
+        server = await network.accept()
+        await greet(server)
+        await server.send(stanza.format(BOB))
+        assert condition(await server.stanza()) == expected
+        assert (await ask(server, "<ping xmlns='urn:xmpp:ping'/>")).get("type") == "result"
+
+
+@pytest.mark.parametrize("kind", ["result", "error"])
+@pytest.mark.parametrize("sender", ["", f" from='{BOB}'", " from='@'"])
+async def test_no_answer_is_answered(network: Network, kind: str, sender: str) -> None:
+    """RFC 6120 section 8.3.1: or two clients would go on for ever."""
+    async with running(new_client()):
+        server = await network.accept()
+        await greet(server)
+        await server.send(f"<iq type='{kind}' id='7'{sender}><a xmlns='u'/></iq>")
+        await server.send(f"<iq type='{kind}' id='8'{sender}/>")
+        assert (await ask(server, "<ping xmlns='urn:xmpp:ping'/>")).get("type") == "result"
+
+
+@pytest.mark.parametrize(
+    ("sender", "ident"),
+    [
+        ("", "{0}"),
+        (" from='mallory@example.org/pc'", "{0}"),
+        (f" from='{BOB.bare}'", "{0}"),
+        (f" from='{BOB}x'", "{0}"),
+        (f" from='{LAPTOP}'", "{0}"),
+        (" from='example.org'", "{0}"),
+        (f" from='{BOB}'", "{0}0"),
+        (f" from='{BOB}'", "1"),
+    ],
+)
+async def test_nobody_answers_for_another(network: Network, sender: str, ident: str) -> None:
+    """CVE-2013-6483, CVE-2014-0364: neither without the id nor with it from elsewhere."""
+    client = new_client()
+    async with running(client) as nursery:
+        server = await network.accept()
+        await greet(server)
+        asked = Asked()
+        nursery.start_soon(asked.ask, client, BOB, make(QUERY), 5.0)
+        request = await server.stanza()
+        ident = ident.format(request.get("id"))
+        assert len(request.get("id", "")) == 32
+        await server.send(f"<iq type='result' id='{ident}'{sender}><forged xmlns='u'/></iq>")
+        await server.send(f"<iq type='error' id='{ident}'{sender}/>")
+        await wait_all_tasks_blocked()
+        assert not asked.done
+        await server.answer(request)
+        assert (await asked.answer()).payload is None
 
 
 async def test_the_handlers_of_others_are_asked_as_well(network: Network) -> None:
@@ -582,23 +823,299 @@ async def test_the_client_knows_since_when_it_is_as_it_is(
         assert client.since == 1e9 + 6
 
 
-@pytest.mark.parametrize(
-    ("failures", "problem", "jitter", "seconds"),
-    [
-        (0, None, 1.0, 1.0),
-        (1, None, 1.0, 1.0),
-        (1, None, 0.0, 0.5),
-        (2, OfflineError("x"), 1.0, 2.0),
-        (3, StreamError("system-shutdown"), 0.5, 3.0),
-        (8, OfflineError("x"), 1.0, BACK_OFF_LAST),
-        (10**9, OfflineError("x"), 1.0, BACK_OFF_LAST),
-        (1, AuthenticationError("x"), 1.0, BACK_OFF_LOGIN),
-        (99, AuthenticationError("x"), 0.0, BACK_OFF_LOGIN_LAST / 2),
-        (0, StreamError("conflict"), 1.0, BACK_OFF_LAST),
-        (99, StreamError("conflict"), 1.0, BACK_OFF_LOGIN_LAST),
-    ],
-)
-def test_the_time_between_attempts_doubles_within_bounds(
-    failures: int, problem: SyncdError | None, jitter: float, seconds: float
+# A session that outlives its connections (XEP-0198)
+
+
+async def test_a_break_is_not_seen_from_outside(network: Network) -> None:
+    """The peers stay, a request under way is answered, and nobody says hello again."""
+    network.managed = True
+    client = new_client()
+    async with running(client) as nursery:
+        server = await network.accept()
+        await greet(server)
+        await show(server, BOB, SI)
+        asked = Asked()
+        nursery.start_soon(asked.ask, client, BOB, make(QUERY), REQUEST_TIMEOUT)
+        request = await server.stanza()
+        since = client.since
+        await server.transport.aclose()
+        server = await network.accept()
+        assert (await server.stanza()).tag == f"{{{sm.NS}}}r"
+        assert state(client) == (LAPTOP, None)
+        assert client.contacts.online() == {BOB.bare}
+        await server.answer(request)
+        assert (await asked.answer()).sender == BOB
+        assert client.since == since
+
+
+async def test_in_the_gap_the_client_is_not_connected_and_the_peers_are_kept(
+    autojump_clock: MockClock, network: Network
 ) -> None:
-    assert back_off(failures, problem, jitter) == seconds
+    network.managed = True
+    changed = Changes()
+    client = new_client(changed)
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        await show(server, BOB, SI)
+        await wait_all_tasks_blocked()
+        before = changed.count
+        network.failures = [OfflineError("no route")]
+        await server.transport.aclose()
+        await wait_all_tasks_blocked()
+        assert changed.count > before
+        connected = [client.connected]
+        assert state(client) == (LAPTOP, "no route")
+        assert client.contacts.online() == {BOB.bare}
+        asked = trio.current_time()
+        await network.accept()
+        assert 0.5 <= trio.current_time() - asked <= 1.0
+        await wait_all_tasks_blocked()
+        assert [*connected, client.connected] == [False, True]
+        assert state(client) == (LAPTOP, None)
+
+
+async def test_a_forgotten_session_is_followed_by_another_without_delay(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    """It is bound already; the peers are asked about anew."""
+    network.managed = True
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        await show(server, BOB, SI)
+        await wait_all_tasks_blocked()
+        network.keeps = False
+        await server.transport.aclose()
+        server = await network.accept()
+        await greet(server)
+        assert len(network.attempts) == 2
+        assert trio.current_time() == 0.0
+        assert client.contacts.online() == frozenset()
+        assert state(client) == (LAPTOP, None)
+
+
+async def test_a_session_is_resumed_only_as_long_as_the_server_keeps_it(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.managed = True
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        await show(server, BOB, SI)
+        await wait_all_tasks_blocked()
+        network.failures = [OfflineError("no route")] * 10_000
+        await server.transport.aclose()
+        await trio.sleep(599)
+        assert client.jid == LAPTOP
+        await trio.sleep(2)
+        assert state(client) == (None, "no route")
+        assert client.contacts.online() == frozenset()
+        assert 5 < len(network.attempts) < 30
+
+
+async def test_a_server_that_counts_wrongly_is_not_asked_to_resume_again(
+    autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say the same for as long as it keeps the session."""
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    network.managed = True
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        network.wrong_count = True
+        await server.transport.aclose()
+        await wait_all_tasks_blocked()
+        assert not client.connected
+        server = await network.accept()
+        await greet(server)
+        assert network.attempts == [0.0, 0.0, 2.0]
+
+
+async def test_wrong_credentials_end_the_session(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    """They are not tried again as soon as the session would need it."""
+    network.managed = True
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        network.failures = [AuthenticationError("wrong password")]
+        await server.transport.aclose()
+        await network.accept()
+        assert network.attempts[2] - network.attempts[1] >= BACK_OFF_LOGIN / 2
+
+
+async def test_connections_that_keep_breaking_are_made_ever_more_rarely(
+    autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the server falls over whatever it was that we are sending again."""
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    network.managed = True
+    async with running(new_client()):
+        for _ in range(6):
+            await (await network.accept()).transport.aclose()
+        assert network.attempts == [0.0, 0.0, 1.0, 3.0, 7.0, 15.0]
+        server = await network.accept()
+        for _ in range(5):
+            await trio.sleep(PING_AFTER - 1)
+            await server.send(" ")
+        await server.transport.aclose()
+        await network.accept()
+        assert network.attempts[-1] == trio.current_time()  # that one was good for a while
+
+
+async def test_whom_the_server_forgets_each_time_is_not_bound_in_a_loop(
+    autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    network.managed, network.keeps = True, False
+    async with running(new_client()):
+        for _ in range(5):
+            await (await network.accept()).transport.aclose()
+        assert network.attempts == [0.0, 0.0, 1.0, 3.0, 7.0]
+
+
+async def test_going_in_the_gap_ends_the_session_at_once(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.managed = True
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        network.failures = [OfflineError("no route")] * 100
+        await server.transport.aclose()
+        await wait_all_tasks_blocked()
+        await client.goodbye()
+        assert trio.current_time() == 0.0
+        assert client.jid is None
+
+
+async def test_a_client_that_is_cancelled_with_a_successor_leaves_no_connection(
+    network: Network,
+) -> None:
+    network.managed, network.keeps = True, False
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(new_client().run)
+            server = await network.accept()
+            await greet(server)
+            network.connected = scope.cancel
+            await server.transport.aclose()
+            await trio.sleep_forever()
+    left = await network.accept()
+    with pytest.raises(ClientGoneError):
+        await left.stanza()
+
+
+# Why the server ended the stream (RFC 6120 section 4.9.3)
+
+
+async def end(server: Server, condition: str, text: str = "") -> None:
+    """End the stream with an error."""
+    await server.send(
+        f"<stream:error><{condition} xmlns='urn:ietf:params:xml:ns:xmpp-streams'>{text}"
+        f"</{condition}></stream:error>{S_FOOTER}"
+    )
+
+
+async def test_after_a_conflict_the_client_is_somebody_else(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    """Two with the same resource would throw each other out for ever."""
+    client = new_client()
+    async with running(client):
+        for _ in range(3):
+            server = await network.accept()
+            await greet(server)
+            await end(server, "conflict")
+            await wait_all_tasks_blocked()
+            assert client.problem is not None
+            assert "another client" in client.problem.hint
+        await network.accept()
+        first, *others = [account.jid for account in network.accounts]
+        assert first == LAPTOP
+        assert {jid.bare for jid in others} == {LAPTOP.bare}
+        assert len({jid.resource for jid in others}) == 3
+        for jid in others:
+            assert re.fullmatch("laptop-[0-9a-f]{8}", jid.resource)
+        pauses = [b - a for a, b in pairwise(network.attempts)]
+        assert min(pauses) >= BACK_OFF_LAST / 2
+
+
+@pytest.mark.parametrize("managed", [True, False])
+async def test_a_server_that_goes_down_is_given_time(
+    autojump_clock: MockClock, network: Network, managed: bool
+) -> None:
+    network.managed = managed
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        network.failures = [OfflineError("Connection refused")] * 3
+        await end(server, "system-shutdown")
+        await network.accept()
+        pauses = [b - a for a, b in pairwise(network.attempts)]
+        for pause, least in zip(pauses, (0.5, 1.0, 2.0, 4.0), strict=True):
+            assert least <= pause <= 2 * least
+        assert network.accounts[-1].jid == LAPTOP
+
+
+async def test_a_server_that_has_enough_of_us_is_left_in_peace(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.managed = True
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        await greet(server)
+        await end(server, "policy-violation")
+        await wait_all_tasks_blocked()
+        assert client.problem is not None
+        assert "the server limits how much" in client.problem.hint
+        await network.accept()
+        assert network.attempts[1] >= BACK_OFF_LAST / 2
+
+
+async def test_where_the_server_sends_us_we_go_once(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    """The account, and so the domain that the certificate must be for, stays."""
+    network.failures = [
+        StreamError("see-other-host", other_host="b.example.org:9222"),
+        StreamError("see-other-host", other_host="c.example.org"),
+    ]
+    async with running(new_client()):
+        await network.accept()
+        servers = [account.server for account in network.accounts]
+        assert servers == [None, ("b.example.org", 9222), None]
+        assert network.attempts[0] == network.attempts[1] < network.attempts[2]
+        assert {account.jid for account in network.accounts} == {LAPTOP}
+
+
+async def test_an_open_stream_may_be_sent_elsewhere_too(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    async with running(new_client()):
+        server = await network.accept()
+        await greet(server)
+        await end(server, "see-other-host", "b.example.org")
+        network.failures = [OfflineError("nobody there")]
+        await network.accept()
+        servers = [account.server for account in network.accounts]
+        assert servers == [None, ("b.example.org", 5222), None]
+
+
+async def test_a_server_that_sends_us_nowhere_is_an_ordinary_failure(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.failures = [StreamError("see-other-host", other_host="")]
+    async with running(new_client()):
+        await network.accept()
+        assert [account.server for account in network.accounts] == [None, None]
+        assert network.attempts[1] > 0

@@ -10,6 +10,7 @@ import trio
 from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from syncd.errors import (
+    AuthenticationError,
     ErrorType,
     JournalError,
     OfflineError,
@@ -27,13 +28,24 @@ from syncd.link.session import (
     REQUEST_TIMEOUT,
     Session,
 )
+from syncd.xmpp import sm
 from syncd.xmpp.disco import PING
 from syncd.xmpp.jid import JID
-from syncd.xmpp.stanza import IQ, PRESENCE, Iq
-from syncd.xmpp.stream import Event, StanzaReceived, StreamEnded, TLSWanted
+from syncd.xmpp.stanza import IQ, PRESENCE, Iq, Limits
+from syncd.xmpp.stream import Event, Resumed, StanzaReceived, StreamEnded, TLSWanted
 from syncd.xmpp.xml import make
 from tests.support.asking import Asked, but_pings, condition, refusal
-from tests.support.wire import LAPTOP, S_FOOTER, ClientGoneError, Server, open_stream
+from tests.support.wire import (
+    LAPTOP,
+    S_FOOTER,
+    ClientGoneError,
+    Server,
+    kept,
+    managed_stream,
+    open_stream,
+    resumed,
+    resuming_stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -42,6 +54,8 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from syncd.link.session import Handler
+    from syncd.xmpp.sm import StreamManagement
+    from syncd.xmpp.stream import ClientStream
 
 BOB = JID.parse("bob@example.org/pc")
 CAROL = JID.parse("carol@example.org")
@@ -444,6 +458,15 @@ async def test_presences_go_to_who_asked_for_them() -> None:
         assert (await life.server.stanza()).get("id") == "last"
 
 
+async def test_a_presence_that_wants_an_answer_behind_our_footer_gets_none() -> None:
+    async with living() as life:
+        life.session._presence_received = lambda presence: life.session.send(presence)
+        life.session.close()
+        await life.server.send(f"<presence from='{BOB}'/>{S_FOOTER}")
+        await life.ended.wait()
+        assert life.error is None
+
+
 async def test_what_came_with_the_bind_is_handled_first() -> None:
     early: list[Event] = [
         StanzaReceived(make(PRESENCE)),
@@ -586,3 +609,470 @@ async def test_silence_is_found_even_if_no_ping_can_be_sent(
         await life.ended.wait()
         assert trio.current_time() == PING_AFTER + PING_TIMEOUT
         assert str(life.error) == "the server was silent for 50 s"
+
+
+# A session outlives its connection (XEP-0198)
+
+
+class Mobile:
+    """A session whose connections break, and the servers that it meets in turn.
+
+    Attributes:
+      session: Runs until `ended`, with `error`.
+      server: The other end of the present connection.
+      gaps: One for each time that a connection broke, as the session asked for another.
+    """
+
+    def __init__(self, nursery: trio.Nursery, handlers: Mapping[str, Handler]) -> None:
+        ours, theirs = memory_stream_pair()
+        self._stream = managed_stream()
+        self.presences: list[Element] = []
+        self.session = Session(
+            Connection(ours, self._stream, []), handlers, self.presences.append
+        )
+        self.server = Server(theirs, opened=True)
+        self.ended = trio.Event()
+        self.error: SyncdError | None = None
+        self.gaps = 0
+        self._nursery = nursery
+        self._in_gap = trio.Event()
+        self._put, self._get = trio.open_memory_channel[Connection | SyncdError | None](1)
+
+    async def run(self) -> None:
+        try:
+            await self.session.run(reconnect=self._reconnect)
+        except SyncdError as error:
+            self.error = error
+        self.ended.set()
+
+    async def _reconnect(self, sm: StreamManagement) -> Connection | None:
+        assert sm is self._stream.sm
+        self.gaps += 1
+        self._in_gap.set()
+        found = await self._get.receive()
+        self._in_gap = trio.Event()
+        if isinstance(found, SyncdError):
+            raise found
+        return found
+
+    def ask(self, to: JID | None, timeout: float = REQUEST_TIMEOUT) -> Asked:
+        """Let another task send a request."""
+        asked = Asked()
+        self._nursery.start_soon(asked.ask, self.session, to, make(QUERY), timeout)
+        return asked
+
+    async def gap(self) -> None:
+        """Wait until the session is between two connections."""
+        await self._in_gap.wait()
+
+    async def break_off(self) -> None:
+        """Break the connection, as a reset or a cut cable does."""
+        await self.server.transport.aclose()
+        await self.gap()
+
+    async def resume(self, h: int, *, behind: str = "", lockstep: bool = False) -> None:
+        """Give the session a connection on which the server has resumed it.
+
+        Args:
+          h: How many stanzas of the client's the server says that it has.
+          behind: What it says in the same breath.
+          lockstep: The connection takes only what the server reads.
+        """
+        stream = resuming_stream(kept(self._stream))
+        event, *early = stream.receive_data((resumed(h) + behind).encode())
+        assert event == Resumed()
+        self._give(stream, early, lockstep=lockstep)
+
+    def forget(self) -> None:
+        """Give the session a connection whose server knows nothing of it."""
+        self._give(open_stream(), [])
+
+    def give_up(self, error: SyncdError | None = None) -> None:
+        """Give the session nothing, or a reason to end."""
+        self._put.send_nowait(error)
+
+    def _give(
+        self, stream: ClientStream, early: list[Event], *, lockstep: bool = False
+    ) -> None:
+        ours, theirs = lockstep_stream_pair() if lockstep else memory_stream_pair()
+        self._stream, self.server = stream, Server(theirs, opened=True)
+        self._put.send_nowait(Connection(ours, stream, early))
+
+    async def heard(self, count: int) -> list[str]:
+        """The ids of the next stanzas that the server hears, and other elements by name."""
+        elements = [await self.server.stanza() for _ in range(count)]
+        return [element.get("id") or element.tag.rpartition("}")[2] for element in elements]
+
+
+@asynccontextmanager
+async def mobile(handlers: Mapping[str, Handler] | None = None) -> AsyncIterator[Mobile]:
+    """Run a session that can be resumed."""
+    async with trio.open_nursery() as nursery:
+        life = Mobile(nursery, handlers or {})
+        nursery.start_soon(life.run)
+        yield life
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_under_way_is_answered_on_the_next_connection() -> None:
+    async with mobile() as life:
+        asked = life.ask(BOB)
+        request = await life.server.stanza()
+        connected = [life.session.connected]
+        await life.break_off()
+        connected.append(life.session.connected)
+        await life.resume(1)
+        assert await life.heard(1) == ["r"]  # the server has it: it is not sent again
+        await life.server.answer(request)
+        assert (await asked.answer()).sender == BOB
+        assert [*connected, life.session.connected] == [True, False, True]
+        assert not life.ended.is_set()
+
+
+async def test_a_request_that_was_lost_is_sent_again() -> None:
+    async with mobile() as life:
+        asked = [life.ask(BOB) for _ in range(3)]
+        requests = [await life.server.stanza() for _ in range(3)]
+        await life.break_off()
+        await life.resume(1)
+        ids = [request.get("id") for request in requests]
+        assert await life.heard(3) == [*ids[1:], "r"]
+        for request in requests:
+            await life.server.answer(request)
+        for each in asked:
+            assert (await each.answer()).type == "result"
+
+
+async def test_what_is_sent_in_the_gap_goes_out_behind_it_in_order() -> None:
+    async with mobile() as life:
+        life.session.send(make(PRESENCE, {"id": "1"}))
+        assert await life.heard(1) == ["1"]
+        await life.break_off()
+        life.session.send(make(PRESENCE, {"id": "2"}))
+        asked = life.ask(BOB)
+        await wait_all_tasks_blocked()
+        life.session.send(make(PRESENCE, {"id": "4"}))
+        await life.resume(1)
+        assert (await life.server.stanza()).get("id") == "2"
+        request = await life.server.stanza()
+        assert await life.heard(2) == ["4", "r"]
+        await life.server.answer(request)
+        assert (await asked.answer()).type == "result"
+
+
+async def test_a_handler_survives_the_break_and_answers_once() -> None:
+    may_answer = trio.Event()
+
+    async def on_query(_: Iq) -> None:
+        await may_answer.wait()
+
+    request = f"<iq type='get' id='{{}}' from='{BOB}'>{A_QUERY}</iq>"
+    async with mobile({QUERY: on_query}) as life:
+        await life.server.send(request.format("7"))
+        await wait_all_tasks_blocked()
+        await life.break_off()
+        await life.resume(0, behind=request.format("8"))
+        assert await life.heard(1) == ["r"]
+        await wait_all_tasks_blocked()
+        may_answer.set()
+        assert sorted(await life.heard(2)) == ["7", "8"]
+        await life.server.send(f"<r xmlns='{sm.NS}'/>")
+        counted = await life.server.stanza()
+        assert (counted.tag, counted.get("h")) == (f"{{{sm.NS}}}a", "2")
+
+
+async def test_an_answer_given_in_the_gap_goes_out_once() -> None:
+    may_answer = trio.Event()
+
+    async def on_query(_: Iq) -> None:
+        await may_answer.wait()
+
+    async with mobile({QUERY: on_query}) as life:
+        await life.server.send(f"<iq type='get' id='7' from='{BOB}'>{A_QUERY}</iq>")
+        await wait_all_tasks_blocked()
+        await life.break_off()
+        may_answer.set()
+        await wait_all_tasks_blocked()
+        await life.resume(0)
+        assert await life.heard(2) == ["7", "r"]
+        await life.server.send(f"<a xmlns='{sm.NS}' h='1'/>")
+        await wait_all_tasks_blocked()
+        await life.break_off()
+        await life.resume(1)
+        assert await life.heard(1) == ["r"]
+
+
+async def test_a_session_survives_many_breaks() -> None:
+    async with mobile() as life:
+        asked = life.ask(BOB)
+        request = await life.server.stanza()
+        for number in range(1, 6):
+            await life.break_off()
+            await life.resume(0)
+            assert await life.heard(2) == [request.get("id"), "r"]
+            assert life.gaps == number
+        await life.server.answer(request)
+        assert (await asked.answer()).type == "result"
+
+
+async def test_nothing_is_lost_between_the_break_and_the_gap(
+    autojump_clock: MockClock,
+) -> None:
+    """The writer may hang in a dead connection for a while, and other tasks go on."""
+    async with mobile() as life:
+        await life.break_off()
+        await life.resume(0, lockstep=True)  # nobody reads there, so the writer hangs
+        await wait_all_tasks_blocked()
+        assert isinstance(life.server.transport, trio.StapledStream)
+        await life.server.transport.send_stream.aclose()
+        await wait_all_tasks_blocked()
+        assert (life.session.connected, life.gaps) == (False, 1)
+        life.session.send(make(PRESENCE, {"id": "1"}))
+        await life.gap()
+        assert trio.current_time() == session.CLOSE_TIMEOUT
+        await life.resume(0)
+        assert await life.heard(2) == ["1", "r"]
+
+
+async def _never(_: Iq) -> None:
+    await trio.sleep_forever()
+
+
+async def test_the_server_gets_its_count_while_all_handlers_are_busy() -> None:
+    """XEP-0198 section 4: a server that waits for it takes us for dead."""
+    async with mobile({QUERY: _never}) as life:
+        for number in range(MAX_HANDLING):
+            await life.server.send(f"<iq type='get' id='{number}'>{A_QUERY}</iq>")
+        await life.server.send(f"<r xmlns='{sm.NS}'/>")
+        counted = await life.server.stanza()
+        assert (counted.tag, counted.get("h")) == (f"{{{sm.NS}}}a", str(MAX_HANDLING))
+
+
+async def test_a_forgotten_session_ends_and_the_new_one_is_handed_over() -> None:
+    async with mobile({QUERY: _never}) as life:
+        asked = [life.ask(BOB), life.ask(None)]
+        for _ in asked:
+            await life.server.stanza()
+        await life.server.send(f"<iq type='get' id='7' from='{BOB}'>{A_QUERY}</iq>")
+        await wait_all_tasks_blocked()
+        await life.break_off()
+        life.forget()
+        for each in asked:
+            with pytest.raises(OfflineError, match="ended before the answer came"):
+                await each.answer()
+        await life.ended.wait()
+        assert isinstance(life.error, OfflineError)
+        assert "forgotten the session" in str(life.error)
+        assert life.session.successor is not None
+        assert life.session.successor.stream is life._stream
+        with pytest.raises(OfflineError, match="not connected"):
+            life.session.send(make(PRESENCE))
+        await life.session.successor.transport.send_all(b"x")  # it is open still
+        await trio.aclose_forcefully(life.session.successor.transport)
+
+
+async def test_a_session_that_nobody_could_resume_ends() -> None:
+    async with mobile() as life:
+        asked = life.ask(BOB)
+        await life.server.stanza()
+        await life.break_off()
+        life.give_up()
+        with pytest.raises(OfflineError, match="ended before the answer came"):
+            await asked.answer()
+        await life.ended.wait()
+        assert (str(life.error), life.session.successor) == ("the server hung up", None)
+
+
+async def test_why_it_could_not_be_resumed_is_why_it_ended() -> None:
+    async with mobile() as life:
+        await life.break_off()
+        life.give_up(AuthenticationError("wrong password"))
+        await life.ended.wait()
+        assert str(life.error) == "wrong password"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (S_FOOTER, type(None)),
+        (
+            "<stream:error><system-shutdown xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>"
+            "</stream:error>",
+            StreamError,
+        ),
+        ("<!-- x -->", RemoteProtocolError),
+        (f"<a xmlns='{sm.NS}' h='7'/>", RemoteProtocolError),
+    ],
+)
+async def test_what_the_server_ended_is_not_resumed(said: str, kind: type) -> None:
+    async with mobile() as life:
+        await life.server.send(said)
+        with pytest.raises(EOFError):
+            await _read_on(life.server)
+        await life.server.transport.aclose()
+        await life.ended.wait()
+        assert (type(life.error), life.gaps) == (kind, 0)
+
+
+async def test_a_session_without_an_id_is_not_resumed() -> None:
+    async with mobile() as life:
+        assert life._stream.sm is not None
+        life._stream.sm.id = ""
+        await life.server.transport.aclose()
+        await life.ended.wait()
+        assert (str(life.error), life.gaps) == ("the server hung up", 0)
+
+
+async def test_without_a_way_to_reconnect_nothing_waits_in_a_gap() -> None:
+    ours, theirs = memory_stream_pair()
+    subject = Session(Connection(ours, managed_stream(), []), {}, lambda _: None)
+    await theirs.aclose()
+    with pytest.raises(OfflineError, match="the server hung up"):
+        await subject.run()
+    with pytest.raises(OfflineError, match="not connected"):
+        subject.send(make(PRESENCE))
+
+
+async def test_a_server_that_acknowledges_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sm, "MAX_UNACKED", 3)
+    async with mobile() as life:
+        for _ in range(4):
+            life.session.send(make(PRESENCE))
+        with pytest.raises(OfflineError, match="not connected"):
+            life.session.send(make(PRESENCE))
+        with pytest.raises(EOFError):
+            await _read_on(life.server)
+        await life.server.transport.aclose()
+        await life.ended.wait()
+        assert str(life.error) == "the server acknowledges nothing any more"
+        assert life.gaps == 0
+
+
+async def test_only_so_much_waits_in_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sm, "MAX_UNACKED", 3)
+    async with mobile() as life:
+        await life.break_off()
+        for number in range(4):
+            life.session.send(make(PRESENCE, {"id": str(number)}))
+        with pytest.raises(OfflineError, match="much waits to be sent"):
+            await life.ask(BOB).answer()
+        await life.resume(0)
+        assert await life.heard(5) == ["0", "1", "2", "3", "r"]
+
+
+async def test_closing_in_the_gap_ends_everything() -> None:
+    async with mobile() as life:
+        asked = life.ask(BOB)
+        await life.server.stanza()
+        await life.break_off()
+        life.session.close()
+        await life.ended.wait()
+        assert life.error is None
+        with pytest.raises(OfflineError, match="ended before the answer came"):
+            await asked.answer()
+        with pytest.raises(OfflineError, match="not connected"):
+            life.session.send(make(PRESENCE))
+
+
+async def test_closing_just_when_the_gap_is_over_tells_the_server() -> None:
+    async with mobile() as life:
+        await life.break_off()
+        await life.resume(0)
+        life.session._closing = True  # as if close() had come one step too late to cancel
+        with pytest.raises(EOFError):
+            await _read_on(life.server)
+        await life.server.send(S_FOOTER)
+        await life.ended.wait()
+        assert life.error is None
+
+
+async def test_closing_just_when_the_session_was_forgotten_leaves_no_connection() -> None:
+    async with mobile() as life:
+        await life.break_off()
+        life.forget()
+        life.session._closing = True
+        await life.ended.wait()
+        assert life.session.successor is None
+        with pytest.raises(ClientGoneError):
+            await life.server.stanza()
+
+
+async def test_a_silent_connection_is_left_and_the_session_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    """Found within a minute; what was sent into the silence is sent again."""
+    async with mobile() as life:
+        asked = life.ask(BOB, timeout=300.0)
+        await life.gap()
+        assert trio.current_time() == PING_AFTER + PING_TIMEOUT < 60.0
+        request = await life.server.stanza()
+        await trio.sleep(100)
+        life.session.send(make(PRESENCE, {"id": "2"}))
+        await life.resume(0)
+        heard = await life.heard(4)
+        assert (heard[0], heard[2:]) == (request.get("id"), ["2", "r"])  # [1] was the ping
+        await life.server.answer(request)
+        assert (await asked.answer()).sender == BOB
+        assert life.error is None
+
+
+async def test_a_request_waits_no_longer_for_the_gap(autojump_clock: MockClock) -> None:
+    async with mobile() as life:
+        asked = life.ask(BOB)
+        await wait_all_tasks_blocked()
+        await life.break_off()
+        with pytest.raises(OfflineError, match="gave no answer for 60 s"):
+            await asked.answer()
+        assert trio.current_time() == REQUEST_TIMEOUT
+
+
+# Limits of the server (XEP-0478)
+
+
+@asynccontextmanager
+async def limited(
+    limits: Limits, handlers: Mapping[str, Handler] | None = None
+) -> AsyncIterator[Life]:
+    async with living(handlers) as life:
+        life.session._stream.limits = limits
+        yield life
+
+
+async def test_a_server_that_wants_to_hear_of_us_does(autojump_clock: MockClock) -> None:
+    """Even if it talks all the time, so that there is no need to ask."""
+    async with limited(Limits(idle_seconds=20)) as life, trio.open_nursery() as nursery:
+
+        async def talk() -> None:
+            while True:
+                await life.server.send(" ")
+                await trio.sleep(1)
+
+        nursery.start_soon(talk)
+        times = []
+        for _ in range(3):
+            await life.server.answer(await life.server.stanza())
+            times.append(trio.current_time())
+        assert times == [10.0, 20.0, 30.0]
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_that_is_too_long_is_refused_instead() -> None:
+    async def on_query(_: Iq) -> Element:
+        return make(QUERY, text="x" * 10_000)
+
+    async with limited(Limits(max_bytes=10_000), {QUERY: on_query}) as life:
+        await life.server.send(f"<iq type='get' id='7' from='{BOB}'>{A_QUERY}</iq>")
+        assert condition(await life.server.stanza()) == "cancel internal-server-error"
+        with pytest.raises(StanzaError, match="where our server takes 10000"):
+            await life.ask(BOB, make(QUERY, text="x" * 10_000)).answer()
+        assert not life.ended.is_set()
+
+
+async def test_a_refusal_that_is_too_long_is_not_sent() -> None:
+    """Only an id that is made for it gets so far."""
+    async with limited(Limits(max_bytes=500)) as life:
+        await life.server.send(f"<iq type='get' id='{'x' * 500}'>{A_QUERY}</iq>")
+        await life.server.send(f"<iq type='get' id='8'>{A_QUERY}</iq>")
+        assert (await life.server.stanza()).get("id") == "8"

@@ -1,6 +1,7 @@
-"""A relay on a bytestream's way, which holds the bytes back until a test has done its deed.
+"""A relay on a connection's way, which holds the bytes back until a test has done its deed.
 
-So a test meets a transfer in its middle for certain, however fast the machine is.
+So a test meets a transfer in its middle for certain, however fast the machine is. It can also
+break a connection, in the ways in which the network does.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+import struct
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,17 +40,19 @@ class Gate:
       port: As given.
       target: As given.
       passed: For each connection in turn, how many bytes of the target passed.
+      refusing: Whether whoever connects is hung up on.
     """
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
         self.target = target
         self.passed: list[int] = []
+        self.refusing = False
         self._limit = math.inf
         self._closed = False
         self._change = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self._sockets: list[socket.socket] = []
+        self._links: list[_Link] = []
 
     def hold_after(self, limit: int) -> None:
         """Let so many bytes of the target pass on each connection, and no more."""
@@ -60,6 +65,30 @@ class Gate:
             self._limit = math.inf
             self._change.notify_all()
 
+    def reset(self) -> None:
+        """Break all connections, as a router does that has forgotten them (RST)."""
+        for link in self._links:
+            link.cut = True
+            for end in link.ends:
+                # Nothing is sent by that, but whoever reads here wakes up.
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RD)
+        for link in self._links:
+            for thread in link.threads:
+                thread.join(_JOIN_TIMEOUT)
+                assert not thread.is_alive()
+            for end in link.ends:
+                # To close without waiting for anything is to reset.
+                with contextlib.suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.close()
+        self._links.clear()
+
+    def fall_silent(self) -> None:
+        """Let nothing pass any more on the connections that there are, and tell nobody."""
+        for link in self._links:
+            link.silent = True
+
     def serve(self, listener: socket.socket) -> None:
         """Take connections until the listener is closed."""
         while True:
@@ -67,6 +96,9 @@ class Gate:
                 near, _ = listener.accept()
             except OSError:
                 return
+            if self.refusing:
+                near.close()
+                continue
             far = socket.socket()
             # Set before connecting, for it bounds the window that is told to the target.
             far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
@@ -78,36 +110,45 @@ class Gate:
                 continue
             number = len(self.passed)
             self.passed.append(0)
-            self._sockets += [near, far]
+            link = _Link((near, far))
+            self._links.append(link)
             for ends in ((near, far, None), (far, near, number)):
-                self.run(self._pass, *ends)
+                link.threads.append(self.run(self._pass, link, *ends))
 
-    def run(self, function: Callable[..., None], *arguments: object) -> None:
+    def run(self, function: Callable[..., None], *arguments: object) -> threading.Thread:
         """Start a thread that `close` waits for."""
         thread = threading.Thread(target=function, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def close(self) -> None:
         """End all connections."""
         with self._change:
             self._closed = True
             self._change.notify_all()
-        for end in self._sockets:
+        ends = [end for link in self._links for end in link.ends]
+        for end in ends:
             _hang_up(end)
         for thread in self._threads:
             thread.join(_JOIN_TIMEOUT)
             assert not thread.is_alive()
-        for end in self._sockets:
+        for end in ends:
             end.close()
 
-    def _pass(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
+    def _pass(
+        self, link: _Link, source: socket.socket, sink: socket.socket, number: int | None
+    ) -> None:
         """Pass bytes one way; those of a numbered connection are counted and held back."""
         with contextlib.suppress(OSError):
             while data := source.recv(self._room(number)):
+                if link.silent:
+                    continue  # taken from the one, and never given to the other
                 sink.sendall(data)
                 if number is not None:
                     self.passed[number] += len(data)
+        if link.cut or link.silent:
+            return
         _hang_up(source)
         _hang_up(sink)
 
@@ -118,6 +159,16 @@ class Gate:
         with self._change:
             self._change.wait_for(lambda: self._closed or self.passed[number] < self._limit)
             return int(min(_CHUNK, max(1, self._limit - self.passed[number])))
+
+
+@dataclass(slots=True)
+class _Link:
+    """One connection through the gate: its two ends, and who passes the bytes."""
+
+    ends: tuple[socket.socket, socket.socket]
+    threads: list[threading.Thread] = field(default_factory=list)
+    cut: bool = False
+    silent: bool = False
 
 
 def _hang_up(end: socket.socket) -> None:

@@ -22,6 +22,7 @@ from syncd.xmpp.stream import (
     ClientStream,
     Event,
     KeyWanted,
+    Resumed,
     StanzaReceived,
     StreamEnded,
     TLSWanted,
@@ -31,6 +32,8 @@ from syncd.xmpp.xml import serialise
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable, Iterator, Sequence
+
+    from syncd.xmpp.sm import StreamManagement
 
 USER = JID.parse("user@example.org")
 LAPTOP = JID.parse("user@example.org/laptop")
@@ -65,6 +68,28 @@ S_BOUND = (
 )
 S_FOOTER = "</stream:stream>"
 
+# XEP-0198, whose parts are alike in both directions.
+_SM = "xmlns='urn:xmpp:sm:3'"
+SM_FEATURE = f"<sm {_SM}/>"
+C_ENABLE = f"<enable {_SM} resume='true'/>"
+S_ENABLED = f"<enabled {_SM} id='s1' resume='true' max='600'/>"
+ASK_ACK = f"<r {_SM}/>"
+
+
+def ack(h: int) -> str:
+    """How many stanzas were handled."""
+    return f"<a {_SM} h='{h}'/>"
+
+
+def resume(h: int, previous: str = "s1") -> str:
+    """What the client sends to resume a session."""
+    return f"<resume {_SM} h='{h}' previd='{previous}'/>"
+
+
+def resumed(h: int, previous: str = "s1") -> str:
+    """What the server says to that if it knows the session."""
+    return f"<resumed {_SM} previd='{previous}' h='{h}'/>"
+
 
 def features(*children: str) -> str:
     """The server's features."""
@@ -98,8 +123,8 @@ C_RESPONSE = sasl(
 )
 S_SUCCESS = sasl("success", "v=rmF9pqV8S7suAoZWja4dJRkFsKQ=")
 
-# The whole way from header to bound, inside TLS already.
-LOGIN = f"""
+# The whole way from header to what is offered after the login, inside TLS already.
+AUTHENTICATION = f"""
     C: {C_HEADER_SECURE}
     S: {S_HEADER}{features(mechanisms("SCRAM-SHA-1", "PLAIN"))}
     C: {C_AUTH}
@@ -107,9 +132,20 @@ LOGIN = f"""
     C: {C_RESPONSE}
     S: {S_SUCCESS}
     C: {C_HEADER_SECURE}
+"""
+# And on to bound.
+LOGIN = f"""{AUTHENTICATION}
     S: {S_HEADER}{S_BIND_FEATURES}
     C: {C_BIND}
     S: {S_BOUND}
+"""
+# The same with a server that manages the stream, whose session is s1.
+MANAGED_LOGIN = f"""{AUTHENTICATION}
+    S: {S_HEADER}{features(BIND_FEATURE, SM_FEATURE)}
+    C: {C_BIND}
+    S: {S_BOUND}
+    C: {C_ENABLE}
+    S: {S_ENABLED}
 """
 
 
@@ -173,6 +209,8 @@ def _tell(event: Event) -> str:
             return "key wanted"
         case Bound(jid):
             return f"bound {jid}"
+        case Resumed():
+            return "resumed"
         case StanzaReceived(stanza):
             return serialise(stanza).decode()
         case StreamEnded(None):
@@ -190,6 +228,37 @@ def open_stream() -> ClientStream:
     """A stream of `LAPTOP` that has just been bound."""
     stream = new_stream(secure=True)
     play(stream, LOGIN)
+    return stream
+
+
+def managed_stream() -> ClientStream:
+    """A stream of `LAPTOP` that has just been bound, and can be resumed."""
+    stream = new_stream(secure=True)
+    play(stream, MANAGED_LOGIN)
+    return stream
+
+
+def kept(stream: ClientStream) -> StreamManagement:
+    """What is kept of a managed stream when its connection breaks."""
+    assert stream.sm is not None
+    return stream.sm
+
+
+def resuming_stream(former: StreamManagement, *, said: str = "") -> ClientStream:
+    """A stream that asks to resume the session of another.
+
+    Args:
+      former: Of the one whose connection broke.
+      said: The server's answer to that, if it has answered.
+    """
+    stream = ClientStream(LAPTOP, PASSWORD, nonce=NONCE, secure=True, resume=former)
+    script = f"""{AUTHENTICATION}
+        S: {S_HEADER}{features(BIND_FEATURE, SM_FEATURE)}
+        C: {resume(former.handled, former.id)}
+    """
+    play(stream, script)
+    if said:
+        stream.receive_data(said.encode())
     return stream
 
 
@@ -260,13 +329,24 @@ class Server:
         self.transport = tls
         self.heard.clear()
 
-    async def scram(self, *, password: str = PASSWORD, iterations: int = 4096) -> bool:
-        """Let the client log in by SCRAM-SHA-256; tell whether its proof was right."""
-        first = _decoded(await self.stanza()).removeprefix("n,,")
+    async def scram(
+        self, *, password: str = PASSWORD, iterations: int = 4096, binding: bytes = b""
+    ) -> bool:
+        """Let the client log in by SCRAM-SHA-256; tell whether its proof was right.
+
+        Args:
+          password: The right one.
+          iterations: Asked of the client.
+          binding: What it must bind to, if it says that it binds to the channel.
+        """
+        gs2, _, first = _decoded(await self.stanza()).partition(",,")
+        bound = binding if gs2.startswith("p=") else b""
+        channel = base64.b64encode(f"{gs2},,".encode() + bound).decode()
         nonce = first.partition(",r=")[2] + "server"
         challenge = f"r={nonce},s={base64.b64encode(b'salt').decode()},i={iterations}"
         await self.send(sasl("challenge", challenge))
         without_proof, _, proof = _decoded(await self.stanza()).rpartition(",p=")
+        assert without_proof.startswith(f"c={channel},r=")
         auth = f"{first},{challenge},{without_proof}".encode()
         salted = hashlib.pbkdf2_hmac("sha256", password.encode(), b"salt", iterations)
         client_key = hmac.digest(salted, b"Client Key", "sha256")

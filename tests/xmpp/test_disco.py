@@ -14,6 +14,7 @@ from syncd.xmpp.disco import (
     Identity,
     Info,
     make_info,
+    make_version,
     read_info,
     read_items,
 )
@@ -85,3 +86,9 @@ def test_only_so_many_items_are_read() -> None:
         make(f"{{{NS_ITEMS}}}item", {"jid": f"n{n}.example.org"}) for n in range(MAX_ITEMS + 9)
     ]
     assert len(read_items(make(ITEMS, None, *items))) == MAX_ITEMS
+
+
+def test_a_version_names_the_program_and_not_the_system() -> None:
+    assert serialise(make_version("syncd", "1.2")).decode() == (
+        "<query xmlns='jabber:iq:version'><name>syncd</name><version>1.2</version></query>"
+    )

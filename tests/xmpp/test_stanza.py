@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, fromstring
 
@@ -9,9 +10,11 @@ from syncd.errors import ErrorType, StanzaError
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import (
     IQ,
+    LEAST_MAX_BYTES,
     MAX_ID,
     MAX_TEXT,
     PRESENCE,
+    Limits,
     make_error,
     make_error_reply,
     make_iq,
@@ -19,6 +22,8 @@ from syncd.xmpp.stanza import (
     read_error,
     read_from,
     read_iq,
+    read_limits,
+    read_stream_error,
 )
 from syncd.xmpp.xml import make, serialise
 
@@ -213,3 +218,76 @@ def test_the_refusers_words_are_kept_within_reason() -> None:
 def test_the_first_condition_of_the_application_counts() -> None:
     stanza = error_stanza("<a xmlns='urn:a'/><b xmlns='urn:b'/>" + defined("bad-request"))
     assert read_error(stanza).app == "{urn:a}a"
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("", Limits()),
+        ("<max-bytes>262144</max-bytes>", Limits(max_bytes=262_144)),
+        ("<idle-seconds> 1800 </idle-seconds>", Limits(idle_seconds=1800)),
+        ("<max-bytes>1</max-bytes>", Limits(max_bytes=LEAST_MAX_BYTES)),
+        ("<max-bytes>0</max-bytes><idle-seconds>0</idle-seconds>", Limits()),
+        ("<max-bytes>-1</max-bytes><idle-seconds/>", Limits()),
+        ("<max-bytes>1e3</max-bytes><idle-seconds>\u0663</idle-seconds>", Limits()),
+        (f"<idle-seconds>{'9' * 5000}</idle-seconds>", Limits()),
+        ("<max-bytes xmlns='urn:other'>20000</max-bytes>", Limits()),
+    ],
+)
+def test_a_server_tells_what_it_takes(inside: str, expected: Limits) -> None:
+    """XEP-0478; less than RFC 6120 section 13.12 lets it is not believed."""
+    limits = f"<limits xmlns='urn:xmpp:stream-limits:0'>{inside}</limits>"
+    assert read_limits(fromstring(f"<features>{limits}</features>")) == expected
+
+
+def test_a_server_that_says_nothing_takes_everything() -> None:
+    limits = read_limits(make("features"))
+    limits.check(b"x" * 1_000_000)
+    assert limits.speak_every == math.inf
+
+
+@pytest.mark.parametrize(("idle", "seconds"), [(1, 1.0), (2, 1.0), (60, 30.0), (1801, 900.5)])
+def test_it_hears_us_before_it_takes_us_for_gone(idle: int, seconds: float) -> None:
+    assert Limits(idle_seconds=idle).speak_every == seconds
+
+
+def test_what_is_too_long_for_it_is_kept_back() -> None:
+    limits = Limits(max_bytes=10)
+    limits.check(b"x" * 10)
+    with pytest.raises(StanzaError, match="a stanza of 11 bytes, where our server takes 10"):
+        limits.check(b"x" * 11)
+
+
+STREAMS = "urn:ietf:params:xml:ns:xmpp-streams"
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("", ("undefined-condition", "", "")),
+        (f"<conflict xmlns='{STREAMS}'>x</conflict>", ("conflict", "", "")),
+        (
+            f"<text xmlns='{STREAMS}'> Too much </text><policy-violation xmlns='{STREAMS}'/>",
+            ("policy-violation", "Too much", ""),
+        ),
+        (f"<reset xmlns='{STREAMS}'/><more xmlns='urn:a'>x</more>", ("reset", "", "")),
+        (
+            f"<see-other-host xmlns='{STREAMS}'> b.example.org:9 </see-other-host>",
+            ("see-other-host", "", "b.example.org:9"),
+        ),
+    ],
+)
+def test_why_the_stream_ends_is_read(inside: str, expected: tuple[str, str, str]) -> None:
+    """RFC 6120 section 4.9.2."""
+    error = read_stream_error(fromstring(f"<error>{inside}</error>"))
+    assert (error.condition, error.text, error.other_host) == expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [("conflict", "another client"), ("policy-violation", "server limits"), ("reset", "")],
+)
+def test_what_the_user_can_do_about_it_is_said_in_words(condition: str, words: str) -> None:
+    error = read_stream_error(fromstring(f"<error><{condition} xmlns='{STREAMS}'/></error>"))
+    assert words in error.hint
+    assert bool(words) == bool(error.hint)

@@ -8,45 +8,75 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
-from syncd.errors import OfflineError, RemoteProtocolError, StanzaError, StreamError
+from syncd.errors import (
+    AuthenticationError,
+    OfflineError,
+    RemoteProtocolError,
+    StanzaError,
+    StreamError,
+)
+from syncd.xmpp import sm
 from syncd.xmpp.jid import JID
-from syncd.xmpp.stanza import make_presence
-from syncd.xmpp.stream import MAX_STANZA_BEFORE_LOGIN, State, StreamEnded, TLSWanted
-from syncd.xmpp.xml import MAX_STANZA
+from syncd.xmpp.sm import REQUEST_AFTER, StreamManagement
+from syncd.xmpp.stanza import Limits, make_iq, make_presence
+from syncd.xmpp.stream import (
+    MAX_STANZA_BEFORE_LOGIN,
+    Bound,
+    ClientStream,
+    Resumed,
+    State,
+    StreamEnded,
+    TLSWanted,
+)
+from syncd.xmpp.xml import MAX_STANZA, make
 from tests.support.strategies import cuts
 from tests.support.wire import (
+    ASK_ACK,
+    AUTHENTICATION,
     BIND_FEATURE,
     C_AUTH,
     C_BIND,
+    C_ENABLE,
     C_FOOTER,
     C_HEADER,
     C_HEADER_SECURE,
     C_RESPONSE,
     C_STARTTLS,
+    LAPTOP,
     LOGIN,
+    MANAGED_LOGIN,
     NONCE,
     PASSWORD,
     S_BIND_FEATURES,
     S_BOUND,
     S_CHALLENGE,
+    S_ENABLED,
     S_FOOTER,
     S_HEADER,
     S_PROCEED,
     S_STARTTLS_FEATURES,
     S_SUCCESS,
+    SM_FEATURE,
     STARTTLS_FEATURE,
     USER,
+    ack,
     features,
+    kept,
+    managed_stream,
     mechanisms,
     new_stream,
     open_stream,
     play,
+    resumed,
+    resuming_stream,
     sasl,
     told,
 )
 
 if TYPE_CHECKING:
-    from syncd.xmpp.stream import ClientStream, Event
+    from xml.etree.ElementTree import Element
+
+    from syncd.xmpp.stream import Event
 
 S_SASL_FEATURES = features(mechanisms("SCRAM-SHA-1", "PLAIN"))
 
@@ -634,3 +664,363 @@ def test_hanging_up_is_told_once() -> None:
     assert isinstance(end, StreamEnded)
     assert isinstance(end.error, OfflineError)
     assert stream.receive_data(b"") == []
+
+
+# XEP-0388 and XEP-0386: what comes behind the login is inside it.
+
+AGENT = "d4565fa7-4d72-4749-b3d3-740edbf87770"
+SM = "urn:xmpp:sm:3"
+FEATURES_2 = (
+    "<stream:features><authentication xmlns='urn:xmpp:sasl:2'><mechanism>PLAIN</mechanism>"
+    f"<inline>%s<sm xmlns='{SM}'/></inline></authentication></stream:features>"
+)
+BIND_2 = f"<bind xmlns='urn:xmpp:bind:0'><inline><feature var='{SM}'/></inline></bind>"
+SUCCESS_2 = (
+    "<success xmlns='urn:xmpp:sasl:2'>"
+    "<authorization-identifier>%s</authorization-identifier>%s</success>"
+)
+ENABLED = f"<enabled xmlns='{SM}' id='s1' resume='true' max='60'/>"
+BOUND_2 = f"<bound xmlns='urn:xmpp:bind:0'>{ENABLED}</bound>"
+FULL = "user@example.org/syncd.1"
+
+
+def stream_2(
+    features_2: str = BIND_2, *, resume: StreamManagement | None = None
+) -> ClientStream:
+    """A stream that has said its <authenticate/>."""
+    stream = ClientStream(
+        JID.parse("user@example.org"),
+        PASSWORD,
+        nonce="n",
+        secure=True,
+        allow_plain=True,
+        agent=AGENT,
+        resume=resume,
+    )
+    stream.data_to_send()
+    assert stream.receive_data((S_HEADER + FEATURES_2 % features_2).encode()) == []
+    return stream
+
+
+def former_session() -> StreamManagement:
+    """A session with a stanza that the server has not acknowledged."""
+    former = StreamManagement(JID.parse("user@example.org/old"))
+    former.id = "s0"
+    former.sent(b"<presence/>")
+    return former
+
+
+def test_one_exchange_logs_in_binds_and_enables_stream_management() -> None:
+    stream = stream_2()
+    first = stream.data_to_send()
+    assert first.startswith(b"<authenticate xmlns='urn:xmpp:sasl:2' mechanism='PLAIN'>")
+    assert b"<bind xmlns='urn:xmpp:bind:0'>" in first
+    events = stream.receive_data((SUCCESS_2 % (FULL, BOUND_2)).encode())
+    assert events == [Bound(JID.parse(FULL))]
+    assert stream.data_to_send() == b""  # no new header, no bind, no enable
+    assert stream.sm is not None
+    assert (stream.sm.id, stream.sm.max_seconds, stream.mechanism) == ("s1", 60, "PLAIN")
+    # The features of the open stream, then the first stanza that counts.
+    stream.receive_data(b"<stream:features/><presence/>")
+    assert stream.sm.handled == 1
+
+
+def test_one_exchange_resumes_a_session() -> None:
+    former = former_session()
+    stream = stream_2(resume=former)
+    assert f"<resume xmlns='{SM}' h='0' previd='s0'/>".encode() in stream.data_to_send()
+    resumed = f"<resumed xmlns='{SM}' h='0' previd='s0'/>"
+    events = stream.receive_data((SUCCESS_2 % ("user@example.org", resumed)).encode())
+    assert events == [Resumed()]
+    assert stream.sm is former
+    assert stream.jid == former.jid
+    assert stream.data_to_send().startswith(b"<presence/>")
+
+
+def test_a_session_that_is_forgotten_is_bound_anew_in_the_same_exchange() -> None:
+    former = former_session()
+    stream = stream_2(resume=former)
+    stream.data_to_send()
+    failed = f"<failed xmlns='{SM}'/>"
+    events = stream.receive_data((SUCCESS_2 % (FULL, failed + BOUND_2)).encode())
+    assert events == [Bound(JID.parse(FULL))]
+    assert stream.sm is not None
+    assert stream.sm is not former
+    assert stream.data_to_send() == b""
+
+
+def test_a_server_with_sasl2_but_not_bind_2_is_bound_as_ever() -> None:
+    stream = stream_2("")
+    assert b"<bind" not in stream.data_to_send()
+    assert stream.receive_data((SUCCESS_2 % ("user@example.org", "")).encode()) == []
+    stream.receive_data(
+        b"<stream:features><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></stream:features>"
+    )
+    assert stream.state is State.BIND
+    assert b"<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/>" in stream.data_to_send()
+
+
+def test_a_second_step_of_the_login_is_told_in_words() -> None:
+    stream = stream_2()
+    (ended,) = stream.receive_data(b"<continue xmlns='urn:xmpp:sasl:2'/>")
+    assert isinstance(ended, StreamEnded)
+    assert isinstance(ended.error, AuthenticationError)
+    assert "more than a password" in str(ended.error)
+
+
+# XEP-0198: stream management
+
+
+def ping(number: int) -> Element:
+    """A stanza that differs from the others."""
+    return make_iq("get", str(number), None, make("{urn:xmpp:ping}ping"))
+
+
+def wire(*numbers: int) -> str:
+    """Such stanzas as they are sent."""
+    return "".join(
+        f"<iq type='get' id='{number}'><ping xmlns='urn:xmpp:ping'/></iq>" for number in numbers
+    )
+
+
+def broken(*, sent: int, acked: int = 0, handled: int = 0) -> ClientStream:
+    """A managed stream whose connection broke after so many stanzas."""
+    stream = managed_stream()
+    for number in range(sent):
+        stream.send(ping(number))
+    stream.data_to_send()
+    stream.receive_data(("<presence/>" * handled + ack(acked)).encode())
+    stream.receive_data(b"")
+    return stream
+
+
+@given(cuts)
+def test_a_stream_is_managed_where_the_server_offers_it(sizes: list[int]) -> None:
+    stream = new_stream(secure=True)
+    script = f"""{AUTHENTICATION}
+        S: {S_HEADER}{features(BIND_FEATURE, SM_FEATURE)}
+        C: {C_BIND}
+        S: {S_BOUND}
+        C: {C_ENABLE}
+        S: <presence/>{S_ENABLED}<presence/>{ASK_ACK}<message/>
+        C: {ack(1)}
+        S: {ASK_ACK}
+        C: {ack(2)}
+    """
+    assert len(play(stream, script, sizes=sizes)) == 5
+    assert stream.sm is not None
+    assert (stream.sm.id, stream.sm.max_seconds) == ("s1", 600)
+
+
+def test_our_stanzas_count_from_enable_on_and_the_servers_from_enabled_on() -> None:
+    """Section 3; what is sent in between counts on our side only."""
+    stream = new_stream(secure=True)
+    play(
+        stream,
+        f"""{AUTHENTICATION}
+        S: {S_HEADER}{features(BIND_FEATURE, SM_FEATURE)}
+        C: {C_BIND}
+        S: {S_BOUND}
+        C: {C_ENABLE}
+        """,
+    )
+    stream.send(ping(1))
+    script = f"C: {wire(1)}\nS: <presence/>{S_ENABLED}{ack(1)}{ASK_ACK}\nC: {ack(0)}"
+    assert told(play(stream, script)) == ["<presence/>"]
+    assert stream.sm is not None
+    assert (stream.sm.sent_count, stream.sm.unacked) == (1, ())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["<enabled xmlns='urn:xmpp:sm:3'/>", "<enabled xmlns='urn:xmpp:sm:3' id='s1' max='9'/>"],
+)
+def test_a_server_may_only_count(answer: str) -> None:
+    stream = new_stream(secure=True)
+    play(stream, MANAGED_LOGIN.replace(S_ENABLED, answer))
+    assert stream.sm is not None
+    assert stream.sm.id == ""
+    assert play(stream, f"S: {ASK_ACK}\nC: {ack(0)}") == []
+
+
+def test_a_server_may_refuse_to_count() -> None:
+    stream = new_stream(secure=True)
+    refused = """<failed xmlns='urn:xmpp:sm:3'><unexpected-request
+        xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></failed>"""
+    play(stream, MANAGED_LOGIN.replace(S_ENABLED, refused.replace("\n", " ")))
+    assert stream.sm is None
+    assert told(play(stream, f"S: {ASK_ACK}{ack(7)}<presence/>")) == ["<presence/>"]
+    stream.send(ping(1))
+    assert stream.data_to_send().decode() == wire(1)
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_what_nobody_asked_for_is_not_enabled(managed: bool) -> None:
+    stream = managed_stream() if managed else open_stream()
+    (what,) = told(play(stream, f"S: {S_ENABLED}\nC: {C_FOOTER}"))
+    assert what.endswith("the server enabled stream management out of turn")
+
+
+def test_acknowledgements_are_asked_for_now_and_then() -> None:
+    stream = managed_stream()
+    for number in range(2 * REQUEST_AFTER):
+        stream.send(ping(number))
+    first, second = range(REQUEST_AFTER), range(REQUEST_AFTER, 2 * REQUEST_AFTER)
+    expected = wire(*first) + ASK_ACK + wire(*second) + ASK_ACK
+    assert stream.data_to_send().decode() == expected
+
+
+@pytest.mark.parametrize("h", [3, 2**32 - 1])
+def test_a_server_that_acknowledges_what_was_never_sent_is_left(h: int) -> None:
+    """Section 6: the stream error says which count was wrong."""
+    stream = managed_stream()
+    stream.send(ping(1))
+    stream.send(ping(2))
+    stream.data_to_send()
+    too_high = f"<handled-count-too-high xmlns='urn:xmpp:sm:3' h='{h}' send-count='2'/>"
+    expected = stream_error("undefined-condition").replace("</stream:error>", too_high, 1)
+    expected = expected.replace(too_high, f"{too_high}</stream:error>")
+    assert told(play(stream, f"S: {ack(h)}\nC: {expected}")) == [
+        f"ended by RemoteProtocolError: the server acknowledges {h} stanzas, "
+        "but only 2 were sent"
+    ]
+    assert stream.sm is not None
+    assert stream.sm.id == ""
+
+
+def test_a_server_that_acknowledges_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sm, "MAX_UNACKED", 3)
+    stream = managed_stream()
+    for number in range(4):
+        stream.send(ping(number))
+    assert not stream.is_open
+    assert stream.data_to_send().decode() == wire(0, 1, 2, 3) + C_FOOTER
+    assert told(stream.receive_data(S_FOOTER.encode())) == [
+        "ended by RemoteProtocolError: the server acknowledges nothing any more"
+    ]
+
+
+@pytest.mark.parametrize(("sent", "acked", "h"), [(0, 0, 0), (4, 0, 0), (4, 1, 3), (4, 1, 4)])
+def test_a_session_goes_on_with_what_the_server_has_not_got(
+    sent: int, acked: int, h: int
+) -> None:
+    """Section 5: that alone, in order, before anything new."""
+    former = broken(sent=sent, acked=acked, handled=7)
+    stream = resuming_stream(kept(former))
+    again = wire(*range(h, sent)) + ASK_ACK
+    events = play(stream, f"S: {resumed(h)}<presence/>{ASK_ACK}\nC: {again}{ack(8)}")
+    assert told(events) == ["resumed", "<presence/>"]
+    assert (stream.is_open, stream.jid, stream.sm) == (True, former.jid, former.sm)
+    stream.send(ping(99))
+    assert stream.data_to_send().decode().startswith(wire(99))
+    assert play(stream, f"S: {ack(sent + 1)}") == []
+    assert stream.sm is not None
+    assert stream.sm.unacked == ()
+
+
+def test_a_session_goes_on_as_often_as_it_must() -> None:
+    """What was sent again and lost again is sent again."""
+    first = broken(sent=3, acked=1)
+    second = resuming_stream(kept(first), said=resumed(1))
+    assert second.data_to_send().decode() == wire(1, 2) + ASK_ACK
+    second.send(ping(3))
+    second.receive_data(b"")
+    third = resuming_stream(kept(second), said=resumed(2))
+    assert third.data_to_send().decode() == wire(2, 3) + ASK_ACK
+
+
+def test_what_is_sent_between_two_connections_goes_out_behind_the_rest() -> None:
+    former = broken(sent=2)
+    former.send_later(ping(2))
+    former.send_later(ping(3))
+    assert former.data_to_send() == b""
+    stream = resuming_stream(kept(former), said=resumed(1))
+    assert stream.data_to_send().decode() == wire(1, 2, 3) + ASK_ACK
+
+
+@pytest.mark.parametrize("h", ["", " h='2'", " h='x'"])
+def test_a_forgotten_session_is_followed_by_a_new_one_on_the_same_stream(h: str) -> None:
+    """Section 5; Prosody tells what it had handled, and that changes nothing."""
+    former = broken(sent=3)
+    stream = resuming_stream(kept(former))
+    failed = f"""<failed xmlns='urn:xmpp:sm:3'{h}><item-not-found
+        xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></failed>""".replace("\n", " ")
+    events = play(
+        stream,
+        f"""
+        S: {failed}
+        C: {C_BIND}
+        S: {S_BOUND}
+        C: {C_ENABLE}
+        S: {S_ENABLED.replace("s1", "s2")}
+        """,
+    )
+    assert told(events) == ["bound user@example.org/laptop"]
+    assert stream.sm is not None
+    assert stream.sm is not former.sm
+    assert (stream.sm.id, stream.sm.unacked) == ("s2", ())
+
+
+def test_a_server_that_counts_no_more_gets_a_new_session() -> None:
+    former = broken(sent=3)
+    stream = ClientStream(LAPTOP, PASSWORD, nonce=NONCE, secure=True, resume=former.sm)
+    assert told(play(stream, LOGIN))[-1] == "bound user@example.org/laptop"
+    assert stream.sm is None
+
+
+def test_a_server_that_resumes_with_a_wrong_count_is_not_asked_again() -> None:
+    former = broken(sent=3, acked=1)
+    stream = resuming_stream(kept(former))
+    (what,) = told(stream.receive_data(resumed(4).encode()))
+    assert what.endswith("the server acknowledges 4 stanzas, but only 3 were sent")
+    assert "send-count='3'" in stream.data_to_send().decode()
+    assert former.sm is not None
+    assert former.sm.id == ""
+
+
+@pytest.mark.parametrize(
+    "element", [S_ENABLED, ASK_ACK, "<presence/>", "<resumed xmlns='urn:xmpp:sm:3'/>"]
+)
+def test_what_comes_instead_of_the_resumption_ends_the_stream(element: str) -> None:
+    (what,) = told(resuming_stream(kept(broken(sent=1))).receive_data(element.encode()))
+    assert what.startswith("ended by RemoteProtocolError: the server ")
+
+
+# Limits of the server (XEP-0478), and where it sends us
+
+
+LIMITS_FEATURE = (
+    "<limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>20000</max-bytes>"
+    "<idle-seconds>60</idle-seconds></limits>"
+)
+
+
+def test_no_stanza_is_longer_than_the_server_takes() -> None:
+    """It would end the stream with policy-violation."""
+    stream = new_stream(secure=True)
+    login = LOGIN.replace(BIND_FEATURE, f"{BIND_FEATURE}{SM_FEATURE}{LIMITS_FEATURE}")
+    play(stream, f"{login}\nC: {C_ENABLE}\nS: {S_ENABLED}")
+    assert stream.limits == Limits(max_bytes=20_000, idle_seconds=60)
+    long = make_iq("set", "1", None, make("{urn:a}a", text="x" * 20_000))
+    with pytest.raises(StanzaError, match=r"where our server takes 20000 \[policy-violation\]"):
+        stream.send(long)
+    with pytest.raises(StanzaError, match="where our server takes"):
+        stream.send_later(long)
+    assert stream.sm is not None
+    assert (stream.data_to_send(), stream.sm.unacked) == (b"", ())
+
+
+def test_nothing_waits_for_a_stream_that_cannot_be_resumed() -> None:
+    with pytest.raises(AssertionError):
+        open_stream().send_later(ping(1))
+
+
+def test_a_server_may_send_us_elsewhere_before_it_asks_for_anything() -> None:
+    """RFC 6120 section 4.9.3.19."""
+    text = (
+        "<stream:error><see-other-host xmlns='urn:ietf:params:xml:ns:xmpp-streams'>"
+        "[2001:db8::7]:9222</see-other-host></stream:error>"
+    )
+    error = ends(play(in_state(State.FEATURES), f"S: {text}\nC: {C_FOOTER}")).error
+    assert isinstance(error, StreamError)
+    assert (error.condition, error.other_host) == ("see-other-host", "[2001:db8::7]:9222")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import random
 import xml.parsers.expat
+from itertools import pairwise
 from typing import Any
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from syncd.xmpp.xml import (
-    _SLICE,
     LANG,
     MAX_ATTRIBUTES,
     MAX_DEPTH,
@@ -22,6 +24,7 @@ from syncd.xmpp.xml import (
     Malformed,
     Opened,
     StreamParser,
+    _RefusedError,
     is_writable,
     local_name,
     make,
@@ -124,29 +127,32 @@ def test_expat_is_told_not_to_hold_stanzas_back(
 ) -> None:
     """Where it can be told: expat 2.6 has this switch, and older ones need none."""
     told: list[bool] = []
-    create = xml.parsers.expat.ParserCreate
 
-    class Expat:
+    class Switched(Expat):
         def __init__(self, *args: Any) -> None:
-            self.__dict__["real"] = create(*args)
+            super().__init__(*args)
             if new:
                 self.__dict__["SetReparseDeferralEnabled"] = told.append
 
         def __getattr__(self, name: str) -> object:
             if name == "SetReparseDeferralEnabled":
                 raise AttributeError(name)
-            return getattr(self.real, name)
+            return super().__getattr__(name)
 
-        def __setattr__(self, name: str, value: object) -> None:
-            setattr(self.real, name, value)
-
-    monkeypatch.setattr(xml.parsers.expat, "ParserCreate", Expat)
+    monkeypatch.setattr(xml.parsers.expat, "ParserCreate", Switched)
     assert shapes(parser().feed(b"<iq/>")) == [("{jabber:client}iq", {}, "", ())]
     assert told == ([False] if new else [])
 
 
 @pytest.mark.parametrize(
-    "start", [f"\n {HEADER}", f"{HEADER} \n\t", f"<?xml version='1.0'?>\n{OPEN}", OPEN]
+    "start",
+    [
+        f"{HEADER}<![CDATA[ ]]>",
+        f"\n {HEADER}",
+        f"{HEADER} \n\t",
+        f"<?xml version='1.0'?>\n{OPEN}",
+        OPEN,
+    ],
 )
 def test_white_space_around_the_header_means_nothing(start: str) -> None:
     assert StreamParser().feed(start.encode()) == [OPENED]
@@ -162,7 +168,7 @@ def test_keep_alives_never_add_up_to_too_much() -> None:
     for _ in range(100):
         assert quiet.feed(b" \n" * 500) == []
     assert conditions(quiet.feed(b"<iq>" + b" " * 900 + b"</iq>")) == ["Element"]
-    assert len(quiet._held) <= 1_000
+    assert len(quiet._cutter) == 0
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_keep_alives_never_add_up_to_too_much() -> None:
         ("<iq>&nbsp;</iq>", "restricted-xml"),
         ("<iq id='&nbsp;'/>", "restricted-xml"),
         # XML 1.0 and its namespaces
-        ("<!DOCTYPE a>", "not-well-formed"),
+        ("<!DOCTYPE a>", "restricted-xml"),
         ("<a:iq/>", "bad-namespace-prefix"),
         ("<iq a:b='c'/>", "bad-namespace-prefix"),
         ("<iq a='1' a='2'/>", "not-well-formed"),
@@ -227,6 +233,59 @@ def test_what_is_no_stream_is_refused_before_it_opens(text: str, condition: str)
     assert conditions(StreamParser().feed(text.encode())) == [condition]
 
 
+@pytest.mark.parametrize(
+    ("data", "condition"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", "not-well-formed"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "not-well-formed"),  # an alert of TLS
+        (b" \r\n220 smtp.example.org\r\n", "not-well-formed"),
+        (b"* OK imap", "not-well-formed"),
+        (b"\xef\xbbx", "not-well-formed"),
+        (b"\xef\xbb\xbf hello", "not-well-formed"),
+        (b"<?xml version='1.0'?>hello", "not-well-formed"),
+        (b"\0\0", "unsupported-encoding"),
+        (b"\xff\xfe<\0", "unsupported-encoding"),
+        (b"<\0s", "unsupported-encoding"),
+        (b"<s\0>", "not-well-formed"),
+        (HEADER.encode() + b"HTTP/1.1 400", "bad-format"),
+        (HEADER.encode() + b" \x15", "not-well-formed"),
+        (HEADER.encode() + b"\xef\xbb\xbf", "bad-format"),
+        (HEADER.encode() + b"\v<presence/>", "not-well-formed"),
+    ],
+)
+def test_what_cannot_become_a_stream_is_told_by_its_first_byte(
+    data: bytes, condition: str
+) -> None:
+    """Who sends it waits for us, so waiting for more would last until a timeout."""
+    for sizes in ([], [1] * len(data)):
+        new = StreamParser()
+        events = [event for piece in cut(data, sizes) for event in new.feed(piece)]
+        assert conditions(events)[-1:] == [condition]
+
+
+@pytest.mark.parametrize(
+    "start", [b"\xef\xbb\xbf", b"\n \xef\xbb\xbf", b"\xef\xbb\xbf\n\xef\xbb\xbf"]
+)
+def test_a_mark_of_the_byte_order_means_nothing(start: bytes) -> None:
+    data = start + HEADER.encode()
+    for sizes in ([], [1] * len(data)):
+        new = StreamParser()
+        assert [event for piece in cut(data, sizes) for event in new.feed(piece)] == [OPENED]
+
+
+def test_white_space_of_other_alphabets_is_none() -> None:
+    """Vertical tabs and form feeds are white space to Python, and no XML at all."""
+    assert conditions(StreamParser().feed(b"\v\f" + HEADER.encode())) == ["not-well-formed"]
+
+
+@pytest.mark.parametrize("markup", ["<!-- x -->", "<!DOCTYPE a [<!ENTITY b 'c'>]>", "<?x y?>"])
+def test_expat_refuses_by_itself_what_no_stream_may_contain(markup: str) -> None:
+    """The second wall, should our look at the bytes and expat's ever differ."""
+    new = StreamParser()
+    with pytest.raises(_RefusedError, match="forbids"):
+        new._expat.Parse(markup, False)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_only_utf_8_is_a_stream(encoding: str) -> None:
     assert conditions(StreamParser().feed(HEADER.encode(encoding))) == ["unsupported-encoding"]
@@ -241,7 +300,7 @@ def test_bytes_that_are_no_utf_8_end_the_stream(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("junk", ["<iq/>", "hello>", "<!-- x -->", "</stream:stream>", OPEN])
-@pytest.mark.parametrize("gap", [0, 2 * _SLICE])
+@pytest.mark.parametrize("gap", [0, 32_768])
 def test_what_stands_behind_the_footer_is_not_looked_at(junk: str, gap: int) -> None:
     closed = parser()
     assert closed.feed(f"</stream:stream>{' ' * gap}{junk}".encode()) == [Closed()]
@@ -262,20 +321,17 @@ def children(count: int) -> bytes:
 
 def names(count: int) -> bytes:
     """This many names that the parser behind its header has not seen."""
-    return b"".join(b"<n%d/>" % number for number in range(count))
+    return b"<iq>" + b"".join(b"<n%d/>" % number for number in range(count - 1)) + b"</iq>"
 
 
 def prefixes(count: int) -> bytes:
-    """One new prefix, and so one new name, for each two."""
-    return b"".join(b"<p%d:n xmlns:p%d='u'/>" % (n, n) for n in range(count // 2))
+    """The same; each prefix is one, and so is each name with it."""
+    used = b"".join(b"<p%d:n xmlns:p%d='u'/>" % (n, n) for n in range((count - 1) // 2))
+    return b"<iq>" + used + b"</iq>"
 
 
 def long_name(length: int) -> bytes:
     return b"<" + b"n" * (length - len("{}") - len(NS_CLIENT) + 1) + b"/>"
-
-
-# Those of the header: the default namespace, its prefix, "stream", "version".
-_HEADER_NAMES = 4
 
 
 @pytest.mark.parametrize(
@@ -284,14 +340,111 @@ _HEADER_NAMES = 4
         (nested, MAX_DEPTH),
         (attributes, MAX_ATTRIBUTES),
         (children, MAX_ELEMENTS),
-        (names, MAX_NAMES - _HEADER_NAMES),
-        (prefixes, MAX_NAMES - _HEADER_NAMES),
+        (names, MAX_NAMES),
+        (prefixes, MAX_NAMES),
         (long_name, MAX_NAME),
     ],
 )
 def test_each_limit_is_the_last_that_is_taken(build: Any, limit: int) -> None:
-    assert "policy-violation" not in conditions(parser().feed(build(limit)))
-    assert conditions(parser().feed(build(limit + 2)))[-1] == "policy-violation"
+    assert conditions(parser().feed(build(limit))) == ["Element"]
+    assert conditions(parser().feed(build(limit + 2))) == ["policy-violation"]
+
+
+class Expat:
+    """A parser that counts what it scans: what it is given, and what it has to scan anew."""
+
+    made = 0
+    scanned = 0
+
+    real: Any
+    given: int
+
+    def __init__(self, *args: Any) -> None:
+        type(self).made += 1
+        self.__dict__.update(real=CREATE(*args), given=0)
+
+    def Parse(self, data: bytes, final: bool) -> None:  # noqa: N802 - pyexpat's name
+        if self.given:
+            # Where the token begins that is not complete yet.
+            type(self).scanned += self.given - self.real.CurrentByteIndex
+        type(self).scanned += len(data)
+        self.__dict__["given"] += len(data)
+        self.real.Parse(data, final)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.real, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.real, name, value)
+
+
+CREATE = xml.parsers.expat.ParserCreate
+
+
+@pytest.fixture
+def expat(monkeypatch: pytest.MonkeyPatch) -> type[Expat]:
+    """Counts from 0 in each test."""
+    monkeypatch.setattr(Expat, "made", 0)
+    monkeypatch.setattr(Expat, "scanned", 0)
+    monkeypatch.setattr(xml.parsers.expat, "ParserCreate", Expat)
+    return Expat
+
+
+def test_names_that_add_up_over_the_stream_do_not_end_it(expat: type[Expat]) -> None:
+    """Libexpat forgets none, so a new parser goes on behind the stanza with too many."""
+    long = parser()
+    rounds = 3
+    for number in range(rounds * MAX_NAMES):
+        text = f"<iq n{number}=''><stream xmlns='urn:s'/></iq>"
+        assert shapes(long.feed(text.encode())) == [
+            (IQ, {f"n{number}": ""}, "", ((("{urn:s}stream", {}, "", ()), ""),))
+        ]
+        assert len(long._names) <= 2 * MAX_NAMES
+    assert expat.made in (rounds, rounds + 1)
+    assert long.feed(b"</stream:stream>") == [Closed()]
+    assert expat.made in (rounds, rounds + 1)
+
+
+@pytest.mark.parametrize(
+    ("header", "stanza", "footer"),
+    [
+        ("<stream:stream xmlns='jabber:client' xmlns:stream='{}'>", "<iq/>", "stream:stream"),
+        ("<stream xmlns='{}' xmlns:c='jabber:client'>", "<c:iq/>", "stream"),
+        (
+            "<b:stream xmlns:a='{0}' xmlns:b='{0}' xmlns='jabber:client'>",
+            "<iq xmlns:a='urn:a'/>",
+            "b:stream",
+        ),
+        ("<s:stream xmlns:s='{}' xmlns:c='jabber:client'>", "<c:iq/>", "s:stream"),
+        ("<s:stream xmlns='' xmlns:s='{}' xmlns:i='a&apos;b'>", "<iq i:a='1'/>", "s:stream"),
+    ],
+)
+def test_the_parser_that_goes_on_knows_what_the_header_declared(
+    header: str, stanza: str, footer: str, expat: type[Expat]
+) -> None:
+    long = StreamParser()
+    long.feed(header.format(NS_STREAMS).encode())
+    before = shapes(long.feed(stanza.encode()))
+    # In one read, so that the parsers change in its middle.
+    long.feed(b"".join(b"<iq n%d=''/>" % number for number in range(2 * MAX_NAMES)))
+    assert expat.made >= 2
+    assert shapes(long.feed(stanza.encode())) == before
+    assert isinstance(before[0], tuple)  # an element
+    assert long.feed(f"</{footer}>".encode()) == [Closed()]
+
+
+def test_when_a_new_parser_goes_on_does_not_depend_on_the_reads(expat: type[Expat]) -> None:
+    """So neither does the limit on the new names of a stanza."""
+    data = b"".join(names(500).replace(b"<n", b"<r%d-n" % number) for number in range(8))
+    made = []
+    for size in (7, 1_000, len(data)):
+        before = expat.made
+        long = parser()
+        pieces = cut(data, [size] * (len(data) // size))
+        events = [event for piece in pieces for event in long.feed(piece)]
+        assert conditions(events) == ["Element"] * 8
+        made.append(expat.made - before)
+    assert made == [3, 3, 3]
 
 
 def test_the_limit_of_elements_is_for_each_stanza() -> None:
@@ -311,20 +464,25 @@ def test_a_stanza_of_the_largest_size_is_taken_however_it_comes(sizes: list[int]
 
 
 @pytest.mark.parametrize("size", [1, 100, 5_000, 10**9])
-@pytest.mark.parametrize("filler", [b"x", b"<a/>", b">", b" "])
-def test_a_stanza_too_large_ends_the_stream_soon(filler: bytes, size: int) -> None:
-    """What is kept unparsed is bounded by the same limit, and so counts twice at most."""
+@pytest.mark.parametrize("filler", [b"x", b"<a/>", b">", b" ", b"<a b='>", b"<![CDATA[", b"&x"])
+def test_a_stanza_too_large_ends_the_stream_with_its_first_byte_too_many(
+    filler: bytes, size: int
+) -> None:
     greedy = parser(max_stanza=30_000)
     data = b"<iq>" + (filler * 80_000)[:80_000]
     taken, events = 0, []
     for piece in cut(data, [size] * (len(data) // size)):
+        taken += len(piece)
         events += greedy.feed(piece)
-        assert len(greedy._held) <= 30_000 + size
+        assert len(greedy._cutter) <= 30_000 + size
         if events:
             break
-        taken += len(piece)
-    assert conditions(events) == ["policy-violation"]
-    assert taken <= 30_000 + 2 * _SLICE + 30_000
+    if filler == b"<a b='>":
+        assert conditions(events) == ["not-well-formed"]
+    else:
+        assert conditions(events) == ["policy-violation"]
+        assert min(taken, 30_001) == 30_001
+    assert taken <= 30_001 + size or size == 10**9
 
 
 def test_a_header_too_large_ends_the_stream() -> None:
@@ -332,15 +490,102 @@ def test_a_header_too_large_ends_the_stream() -> None:
     assert conditions(StreamParser(max_stanza=20_000).feed(header)) == ["policy-violation"]
 
 
-def test_a_long_token_in_small_reads_is_scanned_once() -> None:
-    """Before its end nothing reaches expat, which would start over each time."""
+@pytest.mark.parametrize(
+    ("start", "filler", "end"),
+    [
+        (b"<iq a='", b">", b"'/>"),  # the worst
+        (b'<iq a="', b"'>", b'"/>'),
+        (b"<iq ", b" ", b"/>"),
+        (b"<iq>", b"x", b"</iq>"),
+        (b"<iq>", b">", b"</iq>"),
+        (b"<iq>", b"&gt;", b"</iq>"),
+        (b"<iq><![CDATA[", b"]]", b"]]></iq>"),
+        (b"<iq><![CDATA[", b"<a>", b"]]></iq>"),
+        (b"<iq>", b"<![CDATA[>]]>", b"</iq>"),
+        (b"<iq>", b"\xc3\xa4", b"</iq>"),
+    ],
+)
+def test_c09_a_long_token_in_small_reads_is_scanned_once(
+    start: bytes, filler: bytes, end: bytes, expat: type[Expat]
+) -> None:
+    """CVE-2023-52425: expat, given each byte as it comes, would start over each time.
+
+    Counted is what expat scans, and how far our own look goes back.
+    """
     patient = parser()
-    before = patient._fed
-    token = b"<iq a='" + b"x" * (MAX_STANZA - 10)
-    for start in range(0, len(token), 100):
-        assert patient.feed(token[start : start + 100]) == []
-    assert patient._fed == before
-    assert conditions(patient.feed(b"'/>")) == ["Element"]
+    expat.scanned = 0
+    count = (20_000 - len(start) - len(end)) // len(filler)
+    stanza = start + filler * count + end
+    for position in range(len(stanza) - 1):
+        assert patient.feed(stanza[position : position + 1]) == []
+        cutter = patient._cutter
+        assert len(cutter._held) - cutter._seen <= len("<![CDATA")
+    assert conditions(patient.feed(stanza[-1:])) == ["Element"]
+    assert expat.scanned == len(stanza)
+
+
+def test_c09_so_is_the_longest_of_all(expat: type[Expat]) -> None:
+    patient = parser()
+    expat.scanned = 0
+    stanza = b"<iq a='" + b">" * (MAX_STANZA - len(b"<iq a=''/>")) + b"'/>"
+    counts = [len(patient.feed(stanza[place : place + 1])) for place in range(MAX_STANZA)]
+    assert counts == [0] * (MAX_STANZA - 1) + [1]
+    assert expat.scanned == MAX_STANZA
+
+
+def test_the_count_of_what_expat_scans_is_right(expat: type[Expat]) -> None:
+    """What it counts when each byte is given to expat as it comes."""
+    naive = xml.parsers.expat.ParserCreate()
+    for byte in b"<a b='>>>>>>":
+        naive.Parse(bytes([byte]), False)
+    assert expat.scanned == sum(range(1, 13))
+
+
+def test_c09_a_stanza_is_delivered_with_its_last_byte_in_any_segments() -> None:
+    """2 to 6 random segments, where expat 2.6 held some back; and byte by byte."""
+    stanza = (
+        f"<iq id='{'x' * 300}' a='>'><q b=\"'>\">a &gt; b<![CDATA[</iq>]]></q></iq >".encode()
+    )
+    whole = shapes(parser().feed(stanza))
+    chance = random.Random(9)
+    for _ in range(1_000):
+        places = [0, *sorted(chance.sample(range(1, len(stanza)), chance.randint(1, 5)))]
+        pieces = [stanza[a:b] for a, b in pairwise([*places, len(stanza)])]
+        cutting = parser()
+        assert [cutting.feed(piece) for piece in pieces[:-1]] == [[]] * (len(pieces) - 1)
+        assert shapes(cutting.feed(pieces[-1])) == whole
+
+
+@given(elements(), cuts)
+def test_c09_any_stanza_is_delivered_with_its_last_byte(
+    element: Element, sizes: list[int]
+) -> None:
+    stanza = b"<message>" + serialise(element) + b"</message>"
+    *pieces, last = cut(stanza, sizes)
+    cutting = parser()
+    assert [cutting.feed(piece) for piece in pieces] == [[]] * len(pieces)
+    assert conditions(cutting.feed(last)) == ["Element"]
+
+
+# What means something to XML, and some that does not.
+TOKENS = (
+    "<iq> </iq> <iq\ta=' ' \" > /> < <a/> </a> <a> x <![CDATA[ ]]> <!-- --> <?x ?> <!D &lt; & ;"
+    " \0 \u00e4 <presence/> <message> </message\t> </x:iq> <x:iq\txmlns:x='u'> </stream:stream>"
+    " <stream:stream> = \ufeff <n1/><n2/><n3/>"
+)
+hostile = st.lists(st.sampled_from([*TOKENS.split(" "), " "]), max_size=30)
+
+
+@given(hostile, st.booleans(), cuts)
+def test_no_cut_changes_what_is_wrong(parts: list[str], opened: bool, sizes: list[int]) -> None:
+    """Nor do the limits depend on it: read at once, byte by byte, and in any other way."""
+    data = ((HEADER if opened else "") + "".join(parts)).encode()
+    reads = ([len(data)], [1] * len(data), sizes)
+    results = []
+    for each in reads:
+        cutting = StreamParser(max_stanza=150)
+        results.append(shapes([e for piece in cut(data, each) for e in cutting.feed(piece)]))
+    assert results == [results[0]] * 3
 
 
 def test_what_came_before_a_mistake_is_still_told() -> None:

@@ -1,0 +1,184 @@
+"""What lies in a folder, found by looking at the disk; all of it blocks.
+
+Only regular files count, links are never followed, and what cannot be sent is noted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import stat
+from fnmatch import translate
+from typing import TYPE_CHECKING
+
+from syncd.sync.settle import Look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Our own directory at the root of each folder; transfer keeps partial files there.
+PRIVATE = ".syncd"
+
+# Names that programs use for what is not the file yet, or never will be. Not 4913, by which
+# vim probes a directory: it is gone before it has rested, and a person's 4913 is a file.
+IGNORED = (
+    ".*.sw?", "*~", ".~lock.*#", "*.part", "*.partial", "*.crdownload", "*.tmp",
+    ".goutputstream-*", ".nfs*", "~$*", ".#*", "#*#",
+)  # fmt: skip
+
+_IGNORED = re.compile("|".join(map(translate, IGNORED)))
+
+# Files that are looked at, and told, at a time.
+BATCH = 1_000  # files
+# What the journal and an offer can tell; later times are those of a broken clock.
+MAX_TIME = 2**63 - 1  # nanoseconds since 1970
+# Texts about what cannot be read; one broken tree must not fill the status.
+MAX_PROBLEMS = 20  # texts
+
+
+def is_ignored(path: str) -> bool:
+    """Whether a path below a folder is nobody's file: ours, or a program's half-written one."""
+    components = path.split("/")
+    return components[0] == PRIVATE or any(map(_IGNORED.match, components))
+
+
+def walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[list[tuple[str, Look]]]:
+    """Walk a tree, never through a link.
+
+    Args:
+      root: The folder.
+      skipped: Gets what cannot be sent: path and reason.
+
+    Yields:
+      Regular files, at most `BATCH` at a time.
+
+    Raises:
+      OSError: The folder itself cannot be read.
+    """
+    batch: list[tuple[str, Look]] = []
+    directories = [""]
+    while directories:
+        directory = directories.pop()
+        try:
+            with os.scandir(root / directory) as entries:
+                for entry in entries:
+                    path = f"{directory}/{entry.name}" if directory else entry.name
+                    if is_ignored(path):
+                        continue
+                    if reason := _unsendable(path):
+                        _note(skipped, path, reason)
+                    elif entry.is_dir(follow_symlinks=False):
+                        directories.append(path)
+                    elif entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):
+                            look = Look.of(entry.stat(follow_symlinks=False))
+                            if look.mtime_ns > MAX_TIME:
+                                _note(skipped, path, "its time lies beyond the year 2262")
+                            else:
+                                batch.append((path, look))
+                    if len(batch) >= BATCH:
+                        yield batch
+                        batch = []
+        except (FileNotFoundError, NotADirectoryError):
+            if not directory:
+                raise
+        except OSError as error:
+            if not directory:
+                raise
+            _note(skipped, directory, error.strerror or str(error))
+    if batch:
+        yield batch
+
+
+def count_files(root: Path) -> int:
+    """How many files there are that could be sent; raises `OSError` as `walk` does."""
+    return sum(len(batch) for batch in walk(root, []))
+
+
+def _unsendable(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "the name is no valid UTF-8"
+    return ""
+
+
+def _note(skipped: list[tuple[str, str]], path: str, reason: str) -> None:
+    if len(skipped) < MAX_PROBLEMS:
+        skipped.append((path, reason))
+
+
+def look_at(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, bool]]:
+    """Look at files.
+
+    Args:
+      root: The folder.
+      paths: Of the files, below it; with each whether it came by rename.
+
+    Returns:
+      What is there (None: no file that could be sent), and whether it is known to be whole.
+    """
+    looks: dict[str, tuple[Look | None, bool]] = {}
+    for path, renamed in paths.items():
+        if _unsendable(path):
+            continue
+        try:
+            status = os.lstat(root / path)
+        except OSError:
+            looks[path] = (None, False)
+            continue
+        look = Look.of(status)
+        if not stat.S_ISREG(status.st_mode) or look.mtime_ns > MAX_TIME:
+            # A directory is walked, everything else is nobody's; the file that may have been
+            # here before is gone.
+            looks[path] = (None, False)
+            continue
+        # A write sets both times alike, a rename only the second. So this file has not been
+        # written since it got its name; if nobody can write to it now either, it is whole.
+        unwritten = look.ctime_ns != look.mtime_ns and renamed
+        looks[path] = (look, unwritten and _nobody_writes(root / path))
+    return looks
+
+
+def missing(root: Path, paths: list[str]) -> list[str]:
+    """Those that are no regular files; one that cannot be looked at now may well be."""
+    gone = []
+    for path in paths:
+        try:
+            is_file = stat.S_ISREG(os.lstat(root / path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            is_file = False
+        except OSError:
+            continue
+        if not is_file:
+            gone.append(path)
+    return gone
+
+
+def _nobody_writes(path: Path) -> bool:
+    """Whether no process has the file open for writing, as far as the kernel tells us.
+
+    A read lease (fcntl(2), F_SETLEASE) is granted only then. It needs a file of our own on a
+    local file system; where it is refused for such reasons, the file rests like any other.
+    Who opens the file for writing in the moment between waits until the lease is given back.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # We are told of who waits by a signal: unless we choose it, SIGIO, which kills.
+        # SIGURG does nothing by default.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)

@@ -1,0 +1,353 @@
+"""Real daemons, each a process of its own; their server is a port where nobody listens.
+
+What they do for files and with servers is for the tests of the parts, and for interop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import syncd
+from syncd.control.client import ask
+from syncd.control.escape import printable
+from syncd.control.messages import PingRequest, RescanRequest, StatusRequest
+from syncd.daemon import _Formatter
+from syncd.errors import ControlError, NotRunningError
+from tests.support.processes import Process, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from syncd.control.messages import Status
+
+# How long a daemon may take for anything; only reached when a test fails.
+PATIENCE = 60.0  # seconds
+
+CONFIG = """\
+[account]
+jid = "alice@example.org/test"
+password_file = "password"
+server = "127.0.0.1:1"
+[state]
+dir = "state"
+[control]
+socket = "{socket}"
+[bytestreams]
+listen = "127.0.0.1:0"
+"""
+
+FOLDER = """\
+[[folder]]
+id = "{id}"
+path = "{id}"
+send_to = ["bob@example.org"]
+settle = 0.1
+"""
+
+
+class Home:
+    """A directory with all that a daemon needs.
+
+    Attributes:
+      path: The directory.
+      config: The configuration file.
+      socket: The control socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.socket = path / "control.sock"
+        (path / "password").touch(mode=0o600)
+        (path / "password").write_text("secret\n")
+        self.write("photos")
+        self._made: list[Process] = []
+
+    def write(self, *folders: str) -> None:
+        """Write a good configuration with these folders, and make them."""
+        text = CONFIG.format(socket=self.socket)
+        for name in folders:
+            (self.path / name).mkdir(exist_ok=True)
+            text += FOLDER.format(id=name)
+        self.config.write_text(text)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Nothing of the user's own."""
+        return {
+            "HOME": str(self.path),
+            "LANG": "C.UTF-8",
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONWARNINGS": "default",
+            **more,
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run syncd until it ends by itself."""
+        return subprocess.run(
+            [sys.executable, "-m", "syncd", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=self.environment(),
+            check=False,
+        )
+
+    def start(self, **environment: str) -> Process:
+        """Start a daemon, and wait until it answers."""
+        process = Process(
+            "syncd",
+            [sys.executable, "-m", "syncd", "--config", str(self.config)],
+            log_file=self.path / "log",
+            env=self.environment(**environment),
+        )
+        self._made.append(process)
+        process.spawn()
+
+        def answers() -> bool:
+            process.check_running()
+            try:
+                return ask(self.socket, PingRequest(), timeout=PATIENCE).pid == process.pid
+            except ControlError:
+                return False
+
+        until(answers, "syncd answers", PATIENCE)
+        return process
+
+    def status(self) -> Status:
+        return ask(self.socket, StatusRequest(), timeout=PATIENCE)
+
+    def folders(self) -> list[str]:
+        """The ids of the folders, while a daemon is there to tell them."""
+        try:
+            return [folder.id for folder in self.status().folders]
+        except ControlError:
+            return []
+
+    def log(self) -> str:
+        return (self.path / "log").read_text()
+
+    def end(self) -> None:
+        for process in self._made:
+            process.kill()
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    # Not tmp_path, which is named after the test: a Unix socket's path has 107 bytes at most.
+    made = Home(Path(tempfile.mkdtemp(prefix="sd")))
+    try:
+        yield made
+    finally:
+        made.end()
+        shutil.rmtree(made.path)
+
+
+# --- Without running
+
+
+def test_the_version_is_told(home: Home) -> None:
+    done = home.run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f"syncd {syncd.__version__}\n",
+        "",
+    )
+
+
+def test_an_unknown_option_is_a_usage_error(home: Home) -> None:
+    done = home.run("--chekc")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--chekc" in done.stderr
+
+
+def test_a_good_configuration_passes_its_check_and_nothing_is_made(home: Home) -> None:
+    done = home.run("--check", "--config", str(home.config))
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0, f"{home.config}: good; 1 folders\n", "",
+    )  # fmt: skip
+    assert not (home.path / "state").exists()
+    assert not home.socket.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--check"], []])
+def test_a_bad_configuration_is_refused_with_all_its_faults(
+    home: Home, arguments: list[str]
+) -> None:
+    """Checked or started, it is the same."""
+    home.config.write_text(
+        home.config.read_text()
+        .replace('jid = "alice', 'jidd = "alice')
+        .replace("settle = 0.1", 'settle = "soon"')
+        .replace('["bob@example.org"]', '["not a jid"]')
+        + '[transfer]\nparallel = 1000\n[bytestream]\nibb = "yes"\n'
+    )
+    done = home.run(*arguments, "--config", str(home.config))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("syncd: ")
+    assert "Traceback" not in done.stderr
+    for fault in ("jidd", "settle", "send_to", "parallel", "bytestream"):
+        assert fault in done.stderr, fault
+    assert not (home.path / "state").exists()
+
+
+def test_a_configuration_that_is_not_there_is_told_with_advice(home: Home) -> None:
+    named = home.run("--config", "nowhere.toml")
+    assert (named.returncode, named.stdout) == (78, "")
+    assert "nowhere.toml" in named.stderr
+    found = home.run()
+    assert (found.returncode, found.stdout) == (78, "")
+    assert str(home.path / ".config" / "syncd" / "config.toml") in found.stderr
+    assert "--config FILE" in found.stderr
+    assert "Traceback" not in named.stderr + found.stderr
+
+
+def test_a_warning_of_the_configuration_is_told(home: Home) -> None:
+    (home.path / "password").chmod(0o644)
+    done = home.run("--check", "--config", str(home.config))
+    assert done.returncode == 0
+    assert done.stderr.startswith("syncd: warning: ")
+    assert "password" in done.stderr
+
+
+# --- Running
+
+
+def test_without_its_server_it_runs_watches_and_ends_when_told_to(home: Home) -> None:
+    daemon = home.start()
+    (home.path / "photos" / "a").write_bytes(b"x")
+    assert ask(home.socket, RescanRequest(), timeout=PATIENCE).files == 1
+    until(lambda: home.status().folders[0].pending == 1, "the file is owed", PATIENCE)
+    until(lambda: home.status().connection.state == "offline", "it has tried", PATIENCE)
+    status = home.status()
+    assert status.connection.server == "127.0.0.1:1"
+    assert status.connection.reason != ""
+    assert (status.state, status.peers[0].pending) == ("waiting", 1)
+    assert daemon.terminate() == 0
+    assert "Traceback" not in home.log()
+    assert not home.socket.exists()
+    with pytest.raises(NotRunningError):
+        home.status()
+    # What it owed it still owes.
+    daemon = home.start()
+    until(lambda: home.status().peers[0].pending == 1, "the file is still owed", PATIENCE)
+    daemon.signal(signal.SIGINT)
+    assert daemon.wait() == 0
+
+
+def test_a_second_daemon_of_the_same_state_is_refused(home: Home) -> None:
+    first = home.start()
+    other = home.path / "other.toml"
+    other.write_text(home.config.read_text().replace("control.sock", "other.sock"))
+    second = home.run("--config", str(other))
+    assert (second.returncode, second.stdout) == (11, "")
+    # The first line is the listener's or the reason; the log stamps its lines.
+    assert f"another syncd (process {first.pid})" in second.stderr
+    assert "give this one its own state.dir" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert home.folders() == ["photos"]
+
+
+def test_a_second_daemon_of_the_same_socket_is_refused(home: Home) -> None:
+    first = home.start()
+    other = home.path / "other.toml"
+    other.write_text(home.config.read_text().replace('"state"', '"other"'))
+    second = home.run("--config", str(other))
+    assert (second.returncode, second.stdout) == (11, "")
+    assert str(home.socket) in second.stderr
+    assert "Traceback" not in second.stderr
+    assert ask(home.socket, PingRequest(), timeout=PATIENCE).pid == first.pid
+
+
+def test_a_journal_that_is_damaged_is_told_with_advice(home: Home) -> None:
+    (home.path / "state").mkdir(mode=0o700)
+    (home.path / "state" / "journal.db").write_bytes(b"not a database" * 100)
+    done = home.run("--config", str(home.config))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"the journal {home.path / 'state' / 'journal.db'} is damaged" in done.stderr
+    assert f"move {home.path / 'state' / 'journal.db'} away" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reload_takes_a_good_configuration_and_leaves_a_bad_one(home: Home) -> None:
+    daemon = home.start()
+    good = home.config.read_text()
+    home.config.write_text(good.replace("settle = 0.1", "settel = 0.1"))
+    daemon.signal(signal.SIGHUP)
+    until(lambda: "the old configuration stays" in home.log(), "it has read it", PATIENCE)
+    assert "settel" in home.log()
+    assert home.folders() == ["photos"]
+    # The same process, with its new folder.
+    home.write("photos", "music")
+    daemon.signal(signal.SIGHUP)
+    until(lambda: home.folders() == ["photos", "music"], "it has the folder", PATIENCE)
+    assert ask(home.socket, PingRequest(), timeout=PATIENCE).pid == daemon.pid
+    (home.path / "music" / "a").write_bytes(b"x")
+    until(lambda: home.status().folders[1].pending == 1, "it watches it", PATIENCE)
+    assert daemon.terminate() == 0
+    assert "Traceback" not in home.log()
+
+
+def test_systemd_is_told_how_it_is_doing(home: Home) -> None:
+    """Also that a reload is one: what it took for our end it would enforce."""
+    told: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(home.path / "notify"))
+        systemd.settimeout(PATIENCE)
+
+        def hear(wanted: bytes) -> None:
+            while not told or not told[-1].startswith(wanted):
+                told.append(systemd.recv(4096))
+
+        daemon = home.start(NOTIFY_SOCKET=str(home.path / "notify"), WATCHDOG_USEC="200000")
+        hear(b"READY=1")
+        hear(b"WATCHDOG=1")
+        daemon.signal(signal.SIGHUP)
+        hear(b"RELOADING=1\nMONOTONIC_USEC=")
+        hear(b"READY=1")
+        hear(b"WATCHDOG=1")
+        assert b"STOPPING=1" not in told
+        daemon.signal(signal.SIGTERM)
+        hear(b"STOPPING=1")
+        assert daemon.wait() == 0
+
+
+def test_its_resource_stays_the_same(home: Home) -> None:
+    """So that an offer finds us again; it is made once, of ASCII."""
+    home.config.write_text(home.config.read_text().replace("/test", ""))
+    home.start().terminate()
+    resource = (home.path / "state" / "resource").read_text()
+    assert resource.startswith("syncd-")
+    home.start().terminate()
+    assert (home.path / "state" / "resource").read_text() == resource
+
+
+def test_what_a_peer_says_cannot_forge_a_line_of_the_log() -> None:
+    record = logging.LogRecord("syncd", logging.INFO, "", 0, "%s", ("a\n\x1b[2Jforged",), None)
+    formatter = _Formatter("%(levelname)s %(message)s")
+    assert formatter.format(record) == "INFO " + printable("a\n\x1b[2Jforged")
+    assert "\n" not in formatter.format(record)
+
+
+def test_a_traceback_keeps_its_lines_in_the_log() -> None:
+    def fail() -> None:
+        raise RuntimeError("what \x1b a peer said")
+
+    with pytest.raises(RuntimeError) as caught:
+        fail()
+    info = (caught.type, caught.value, caught.tb)
+    record = logging.LogRecord("syncd", logging.ERROR, "", 0, "a bug", None, info)
+    first, *lines = _Formatter("%(message)s").format(record).split("\n")
+    assert (first, lines[0]) == ("a bug", "Traceback (most recent call last):")
+    assert lines[-1] == "RuntimeError: " + printable("what \x1b a peer said")
+    assert "\x1b" not in lines[-1]

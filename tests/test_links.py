@@ -1,0 +1,146 @@
+"""Which of a peer's clients a delivery goes to, and what the engine hears of who is there.
+
+The part of `syncd.daemon` that needs no process of its own; the rest is in its twin.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from syncd.config import load
+from syncd.daemon import MAX_RESOURCES_TRIED, Links
+from syncd.errors import ErrorType, OfflineError, StanzaError
+from syncd.status import Transfers
+from syncd.sync.plan import Delivery, FileVersion
+from syncd.transfer import si
+from syncd.transfer.sender import Sent, Source, Target
+from syncd.xmpp.disco import Identity, make_info
+from syncd.xmpp.stanza import PRESENCE
+from syncd.xmpp.xml import make
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = """\
+[account]
+jid = "alice@example.org/laptop"
+password_file = "password"
+[state]
+dir = "state"
+[control]
+socket = "control.sock"
+[[folder]]
+id = "photos"
+path = "photos"
+send_to = ["bob@example.org", "carol@example.org/desk", "carol@example.org/lap"]
+"""
+
+
+class Engine:
+    """Hears who is there."""
+
+    def __init__(self) -> None:
+        self.online: frozenset[str] = frozenset()
+
+    def set_online(self, peers: frozenset[str]) -> None:
+        self.online = peers
+
+
+class Sender:
+    """Notes who gets the file; most are not there, whatever their presence says."""
+
+    def __init__(self, *there: str, refused: bool = True) -> None:
+        self._there = there
+        self._refused = refused
+        self.tried: list[str] = []
+
+    async def send(self, _: Source, target: Target) -> Sent:
+        self.tried.append(target.jid.resource)
+        if target.jid.resource in self._there:
+            return Sent(confirmed=target.is_syncd, digest=bytes(32))
+        if self._refused:
+            raise OfflineError("gone") from StanzaError(ErrorType.CANCEL, "service-unavailable")
+        raise OfflineError("we are offline")
+
+
+@pytest.fixture
+def links(tmp_path: Path) -> Links:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "password").touch(mode=0o600)
+    (tmp_path / "password").write_text("secret\n")
+    (tmp_path / "config.toml").write_text(CONFIG)
+    config = load(tmp_path / "config.toml", environ={"HOME": str(tmp_path)})
+    new = Links(config, "resource", Transfers())
+    new.engine = Engine()  # type: ignore[assignment] # all that is asked of it here
+    return new
+
+
+def come(links: Links, *jids: str, features: frozenset[str] = si.REQUIRED_FEATURES) -> None:
+    """Later ones are chosen first."""
+    for jid in jids:
+        unknown = links.client.contacts.presence_received(make(PRESENCE, {"from": jid}))
+        assert unknown is not None
+        resource = links.client.contacts.unknown(unknown)
+        assert resource is not None
+        info = make_info(Identity("client", "pc"), features)
+        assert links.client.contacts.info_received(resource, info)
+    links._contacts_changed()
+
+
+async def send(links: Links, sender: Sender, peer: str = "bob@example.org") -> str:
+    links.sender = sender  # type: ignore[assignment] # all that is asked of it here
+    version = FileVersion(folder="photos", path="a", size=1, mtime_ns=1, inode=1)
+    return (await links.send(Delivery(id=1, version=version, peer=peer))).outcome
+
+
+def online(links: Links) -> frozenset[str]:
+    assert isinstance(links.engine, Engine)
+    return links.engine.online
+
+
+async def test_when_a_client_is_not_there_the_next_one_is_tried(links: Links) -> None:
+    come(links, "bob@example.org/tv", "bob@example.org/pc")
+    sender = Sender("tv")
+    assert await send(links, sender) == "sent"
+    assert sender.tried == ["pc", "tv"]
+    assert await send(links, sender) == "sent"
+    assert sender.tried == ["pc", "tv", "tv"]
+    assert online(links) == {"bob@example.org"}
+
+
+async def test_when_none_is_there_the_peer_is_offline(links: Links) -> None:
+    come(links, "bob@example.org/tv", "bob@example.org/pc")
+    with pytest.raises(OfflineError, match=r"^bob@example\.org is offline$"):
+        await send(links, Sender())
+    assert online(links) == frozenset()
+
+
+async def test_only_so_many_clients_are_tried(links: Links) -> None:
+    come(links, *(f"bob@example.org/{number}" for number in range(20)))
+    sender = Sender()
+    with pytest.raises(OfflineError, match="its server says otherwise") as caught:
+        await send(links, sender)
+    assert caught.value.type is ErrorType.WAIT
+    assert len(sender.tried) == MAX_RESOURCES_TRIED
+
+
+async def test_when_we_are_offline_nobody_else_is_tried(links: Links) -> None:
+    come(links, "bob@example.org/tv", "bob@example.org/pc")
+    sender = Sender(refused=False)
+    with pytest.raises(OfflineError, match="we are offline"):
+        await send(links, sender)
+    assert sender.tried == ["pc"]
+    assert online(links) == {"bob@example.org"}
+
+
+async def test_two_clients_of_one_account_are_two_peers(links: Links) -> None:
+    come(links, "carol@example.org/lap", features=si.REQUIRED_FEATURES | {si.NS_SYNC})
+    assert online(links) == {"carol@example.org/lap"}
+    come(links, "carol@example.org/desk")
+    assert online(links) == {"carol@example.org/lap", "carol@example.org/desk"}
+    sender = Sender("lap", "desk")
+    assert await send(links, sender, "carol@example.org/desk") == "sent"
+    assert await send(links, sender, "carol@example.org/lap") == "delivered"
+    assert sender.tried == ["desk", "lap"]
