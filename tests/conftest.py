@@ -76,5 +76,5 @@ def daemons(request: pytest.FixtureRequest) -> Iterator[Daemons]:
     try:
         yield made
     finally:
-        made.kill_all()
+        made.end_all()
         shutil.rmtree(directory)

@@ -70,6 +70,7 @@ SANS_IO = {
     "syncd.transfer.si",
     "syncd.transfer.socks5",
     "syncd.link.contacts",
+    "syncd.link.retry",
     "syncd.xmpp.caps",
     "syncd.xmpp.login",
     "syncd.xmpp.sm",

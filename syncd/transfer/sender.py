@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     from syncd.xmpp.jid import JID
     from syncd.xmpp.stanza import Iq, IqType
 
-# The receiver may have to make room, or hash what it has; a person may be asked there.
+# A person may be asked there.
 ANSWER_TIMEOUT = 180.0  # seconds
+# A program looks at its disk. The server of a peer that vanished keeps its session for minutes
+# (XEP-0198), and nobody answers then.
+SYNCD_ANSWER_TIMEOUT = 45.0  # seconds
 # The target tries our streamhosts one after the other, some clients for 7 s each.
 USED_TIMEOUT = 120.0  # seconds
 # The receiver has to bring the whole file to a slow disk first.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 # How long a daemon may take until it answers: 0.5 s on an idle machine, most of it imports.
 START_TIMEOUT = 30.0  # seconds
+
+# How long a daemon may take to say goodbye behind a test; a test may have left it hanging.
+_GOODBYE_TIMEOUT = 5.0  # seconds
 
 # How long the daemon may take for one answer.
 _ASK_TIMEOUT = 10.0  # seconds
@@ -227,8 +232,18 @@ class Daemons:
         self._watched.append(made.process)
         return made
 
-    def kill_all(self) -> None:
-        """End all that still run."""
+    def end_all(self) -> None:
+        """End all that still run.
+
+        In peace: the server keeps the session of one that is killed (XEP-0198), and shows it
+        to the next test as a peer who is there.
+        """
+        running = [daemon.process for daemon in self._made if daemon.process.running]
+        for process in running:
+            process.signal(signal.SIGTERM)
+        for process in running:
+            with contextlib.suppress(AssertionError):  # one that hangs is killed
+                process.wait(_GOODBYE_TIMEOUT)
         for daemon in self._made:
             daemon.kill9()
 

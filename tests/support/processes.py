@@ -101,6 +101,11 @@ class Process:
         """How it ended; None while it runs, and before it was started."""
         return None if self._process is None else self._process.poll()
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def spawn(self) -> None:
         """Start it; whether it is of use yet is for the caller to find out."""
         assert self._process is None, f"{self.name} runs already"
