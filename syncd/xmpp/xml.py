@@ -90,13 +90,15 @@ class _Inside(enum.Enum):
 
 _STANZAS = frozenset(f"{{{NS_CLIENT}}}{name}" for name in ("iq", "message", "presence"))
 _NO_SPACE = re.compile(rb"[^ \t\r\n]")
-# None of these goes back, so each byte is looked at once. The rest of a tag:
-_TAG = rb"""(?:[^<>'"]++|'[^'<]*+'|"[^"<]*+")*+>"""
-_NAME = rb"(?:[^\s<>/:'\"]*+:)?+(?:iq|message|presence)(?=[\s/>])"
+# None of these goes back over more than it must give up anyway, so each byte is looked at
+# once. COMPAT(python < 3.11.5): only of single characters, never of groups, are possessive
+# quantifiers right (gh-106052). The rest of a tag:
+_TAG = rb"""(?:[^<>'"]++|'[^'<]*+'|"[^"<]*+")*>"""
+_NAME = rb"(?:[^\s<>/:'\"]*+:)?(?:iq|message|presence)(?=[\s/>])"
 # Text, and the whole tag behind it, if that is no CDATA or anything rarer.
 _ONE = re.compile(rb"[^<]*+<(?![!?])" + _TAG)
 # As many of them as there are, but none behind what may be the end of a stanza.
-_REST = rb"(?:[^<]*+<(?![!?]|/" + _NAME + rb")" + _TAG + rb")*+(?:[^<]*+</" + _TAG + rb")?+"
+_REST = rb"(?:[^<]*+<(?![!?]|/" + _NAME + rb")" + _TAG + rb")*(?:[^<]*+</" + _TAG + rb")?"
 _MANY = re.compile(_REST)
 # The same from the start of a stanza, if that is not its end as well.
 _STANZA = re.compile(rb"<" + _NAME + _TAG + rb"(?<!/>)" + _REST)
@@ -302,6 +304,7 @@ class StreamParser:
     def _end(self, event: Closed | Malformed) -> None:
         self._events.append(event)
         self._done = True
+        self._cutter = _Cutter()  # what came behind it is not kept
 
     def _new_expat(self) -> xml.parsers.expat.XMLParserType:
         """Make a parser that stands between stanzas, or before the header."""

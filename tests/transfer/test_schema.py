@@ -369,48 +369,59 @@ def test_a_peer_makes_the_validator_load_nothing(known: str) -> None:
     assert set(schema._schema("si.xsd").maps.namespaces) == before
 
 
+ATTRIBUTES = " ".join(f"a{number}=''" for number in range(MAX_ATTRIBUTES))
+
 # Ways to keep the validator busy: how many elements, and what they make.
 WORST = {
     "unknown": lambda count: offer(f"<x xmlns='u'>{'<y/>' * count}</x>"),
     "unknown and deep": lambda count: offer(
         ("<x xmlns='u'>" * 20 + "</x>" * 20) * (count // 20)
     ),
-    "attributes": lambda count: offer(f"<x xmlns='u'>{f'<y {ATTRIBUTES}/>' * count}</x>"),
+    "attributes": lambda count: offer(
+        f"<x xmlns='u'>{f'<y {ATTRIBUTES}/>' * (count // (MAX_ATTRIBUTES + 1))}</x>"
+    ),
     "options": lambda count: offer(form("<option/>" * count)),
     "values": lambda count: offer(form("<value/>" * count)),
     "features": lambda count: offer(f"{FEATURE}<x {NS_FORM}/></feature>" * (count // 2)),
     "ranges": lambda count: offer(f"{FILE} name='a'>{'<range/>' * count}</file>"),
     "streamhosts": lambda count: f"{S5B} sid='a'>{'<streamhost/>' * count}</query>",
 }
-ATTRIBUTES = " ".join(f"a{number}=''" for number in range(MAX_ATTRIBUTES))
+
+
+def cost(payload: Element) -> int:
+    """How many functions a check calls; a millisecond has some 10,000."""
+    calls = 0
+
+    def called(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        with contextlib.suppress(StanzaError):
+            schema.check(payload)
+    finally:
+        sys.setprofile(before)
+    return calls
 
 
 @pytest.mark.parametrize("name", WORST)
 def test_what_a_check_costs_is_bounded(name: str) -> None:
-    """Counted in calls of functions, of which a millisecond has some 10,000."""
-
-    def cost(count: int) -> int:
-        payload, calls = parse(WORST[name](count)), 0
-
-        def called(_: object, event: str, __: object) -> None:
-            nonlocal calls
-            calls += event in ("call", "c_call")
-
-        sys.setprofile(called)
-        with contextlib.suppress(StanzaError):
-            schema.check(payload)
-        sys.setprofile(None)
-        return calls
-
     schema.warm_up()
-    # As many as pass, and as many as a stanza can hold.
-    assert cost(schema.MAX_ELEMENTS - 8) <= 100_000
-    assert cost(300) <= 20 * 300
-    assert cost(400) == cost(300)
+    most = parse(WORST[name](schema.MAX_PARTS - 20))
+    cost(most)  # the first one fills caches
+    assert cost(most) <= 200_000
+    for count in (2 * schema.MAX_PARTS, 4_000):
+        # Counting them is all that is done.
+        assert cost(parse(WORST[name](count))) <= 5 * schema.MAX_PARTS
 
 
-def test_too_many_elements_are_told() -> None:
-    text = offer(f"<x xmlns='u'>{'<y/>' * (schema.MAX_ELEMENTS - 2)}</x>")
+@pytest.mark.parametrize("more", ["<y/>", "<y a=''/>"])
+def test_too_many_parts_are_told(more: str) -> None:
+    text = offer(
+        f"<x xmlns='u'>{'<y/>' * (schema.MAX_PARTS - len(('si', 'id', 'p', 'x')))}</x>"
+    )
     schema.check(parse(text))
-    with pytest.raises(StanzaError, match=r"<si/>: over 256 elements"):
-        schema.check(parse(text.replace("</x>", "<y/></x>")))
+    with pytest.raises(StanzaError, match=r"<si/>: over 512 elements and attributes"):
+        schema.check(parse(text.replace("<y/>", more, 1).replace("</x>", "<y/></x>")))
