@@ -52,6 +52,7 @@ from syncd.errors import (
 from syncd.link.client import Client
 from syncd.link.connect import Account
 from syncd.link.contacts import Contacts
+from syncd.log import set_up as set_up_log
 from syncd.notify import Notifier, watchdog_interval
 from syncd.status import Reporter, Transfers
 from syncd.sync import engine as sync_engine
@@ -436,25 +437,6 @@ def _reloaded(path: Path, notifier: Notifier) -> Config | None:
     return config
 
 
-class _Formatter(logging.Formatter):
-    """One line per record; what peers sent cannot break out of it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if record.exc_info:
-            return "\n".join(printable(line) for line in text.split("\n"))
-        return printable(text)
-
-
-def _set_up_logging(*, verbose: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    # Under systemd the journal stamps the time itself.
-    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    handler.setFormatter(_Formatter(f"{stamp}%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("syncd").setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="syncd",
@@ -514,7 +496,7 @@ def main() -> None:
         if arguments.check:
             print(f"{path}: good; {len(config.folders)} folders")  # noqa: T201
             return
-        _set_up_logging(verbose=arguments.verbose)
+        set_up_log(verbose=arguments.verbose)
         trio.run(supervise, path, config)
     except SyncdError as error:
         _fail(error)

@@ -5,7 +5,6 @@ What they do for files and with servers is for the tests of the parts, and for i
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -20,9 +19,7 @@ import pytest
 
 import syncd
 from syncd.control.client import ask
-from syncd.control.escape import printable
 from syncd.control.messages import PingRequest, RescanRequest, StatusRequest
-from syncd.daemon import _Formatter
 from syncd.errors import ControlError, NotRunningError
 from tests.support.processes import Process, until
 
@@ -330,24 +327,3 @@ def test_its_resource_stays_the_same(home: Home) -> None:
     assert resource.startswith("syncd-")
     home.start().terminate()
     assert (home.path / "state" / "resource").read_text() == resource
-
-
-def test_what_a_peer_says_cannot_forge_a_line_of_the_log() -> None:
-    record = logging.LogRecord("syncd", logging.INFO, "", 0, "%s", ("a\n\x1b[2Jforged",), None)
-    formatter = _Formatter("%(levelname)s %(message)s")
-    assert formatter.format(record) == "INFO " + printable("a\n\x1b[2Jforged")
-    assert "\n" not in formatter.format(record)
-
-
-def test_a_traceback_keeps_its_lines_in_the_log() -> None:
-    def fail() -> None:
-        raise RuntimeError("what \x1b a peer said")
-
-    with pytest.raises(RuntimeError) as caught:
-        fail()
-    info = (caught.type, caught.value, caught.tb)
-    record = logging.LogRecord("syncd", logging.ERROR, "", 0, "a bug", None, info)
-    first, *lines = _Formatter("%(message)s").format(record).split("\n")
-    assert (first, lines[0]) == ("a bug", "Traceback (most recent call last):")
-    assert lines[-1] == "RuntimeError: " + printable("what \x1b a peer said")
-    assert "\x1b" not in lines[-1]

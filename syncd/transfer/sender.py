@@ -168,9 +168,10 @@ class Sender:
         return Sent(confirmed=target.is_syncd, digest=digest)
 
     async def _offer(self, offer: si.Offer, target: Target) -> si.Answer:
+        patience = SYNCD_ANSWER_TIMEOUT if target.is_syncd else ANSWER_TIMEOUT
         try:
             result = await self._request(
-                "set", target.jid, si.make_offer(offer), ANSWER_TIMEOUT
+                "set", target.jid, si.make_offer(offer), patience
             )
         except StanzaError as error:
             raise explain(error, target.jid) from error
