@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 
-from syncd.errors import ChangedError, ErrorType, SyncdError
+from syncd.errors import ChangedError, ErrorType, JournalError, SyncdError
 from syncd.sync.folder import Folder
-from syncd.sync.plan import Delivery, FileVersion, next_deliveries, retry_delay
+from syncd.sync.plan import RETRY_LAST, Delivery, FileVersion, next_deliveries, retry_delay
 from syncd.sync.walk import BATCH
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from syncd.sync.journal import Arrival, Counts, Journal
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ CANDIDATES = 64  # deliveries of one peer
 MAX_ERRORS = 20  # errors
 # A file that changed while it was sent is looked at again; by then it is owed anew.
 AFTER_CHANGE = 2.0  # seconds
+# How soon the journal is tried again when its disk refuses to be written.
+JOURNAL_RETRY = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +147,7 @@ class Engine:
         self._folders = {rule.id: self._folder(rule) for rule in rules}
         self._online: frozenset[str] = frozenset()
         self._came_online: set[str] = set()
-        self._running: dict[int, Delivery] = {}
+        self._running: dict[tuple[str, str, str], Delivery] = {}  # by slot
         self._failures: deque[Failure] = deque(maxlen=MAX_ERRORS)
         self._wake = trio.Event()
 
@@ -171,7 +176,11 @@ class Engine:
 
     async def known_arrival(self, folder: str, path: str) -> Arrival | None:
         """What is known of a file that arrived; None if it did not arrive."""
-        return await self._journal.arrival(folder, path)
+        arrivals = await self._journal.arrivals(folder, path)
+        if len(arrivals) < 2:
+            return arrivals[0] if arrivals else None
+        found = await self._folders[folder].identify(path)
+        return next((known for known in arrivals if known.version == found), arrivals[0])
 
     async def rescan(self) -> None:
         """Look through all folders; what lies there now is then settling or owed."""
@@ -201,14 +210,14 @@ class Engine:
     def _folder(self, rule: FolderRule) -> Folder:
         async def settled(versions: list[FileVersion]) -> None:
             # On disk before anything is sent.
-            await self._journal.owe(versions, rule.send_to)
+            await self._persist(lambda: self._journal.owe(versions, rule.send_to))
             self._wake.set()
 
-        async def vanished(path: str) -> None:
-            await self._journal.gone(rule.id, path)
+        async def vanished(paths: list[str]) -> None:
+            await self._persist(lambda: self._journal.gone(rule.id, paths))
 
         async def owed(after: str) -> list[str]:
-            return await self._journal.owed_paths(rule.id, after, BATCH)
+            return await self._persist(lambda: self._journal.owed_paths(rule.id, after, BATCH))
 
         return Folder(rule.id, rule.path, rule.settle, settled, vanished, owed)
 
@@ -216,9 +225,12 @@ class Engine:
         while True:
             self._wake = trio.Event()  # before the look, or a wake is lost
             while self._came_online:
-                await self._journal.retry(self._came_online.pop())
+                peer = self._came_online.pop()
+                await self._persist(functools.partial(self._journal.retry, peer))
+            pending = await self._persist(
+                lambda: self._journal.pending(self._online, CANDIDATES)
+            )
             now = self._clock()
-            pending = await self._journal.pending(self._online, now, CANDIDATES)
             chosen, again = next_deliveries(
                 pending,
                 running=self._running.values(),
@@ -227,20 +239,22 @@ class Engine:
                 now=now,
             )
             for delivery in chosen:
-                self._running[delivery.id] = delivery
+                self._running[delivery.slot] = delivery
                 nursery.start_soon(self._run_one, delivery)
-            with trio.move_on_after(max(0.0, again - now)):
+            # Not longer: the clock may be set meanwhile.
+            with trio.move_on_after(min(max(0.0, again - now), RETRY_LAST)):
                 await self._wake.wait()
 
     async def _run_one(self, delivery: Delivery) -> None:
         version = delivery.version
         try:
             sent = await self._send(delivery)
-            await self._journal.done(delivery, sent.outcome, sent.digest)
+            await self._persist(lambda: self._journal.done(delivery, sent.outcome, sent.digest))
         except ChangedError as error:
             log.info("%s: %s; looking again", version.path, error)
             again = self._clock() + AFTER_CHANGE
-            await self._journal.failed(delivery, str(error), error.hint, again)
+            text, hint = str(error), error.hint
+            await self._persist(lambda: self._journal.failed(delivery, text, hint, again))
             self._folders[version.folder].look_again(version.path)
         except SyncdError as error:
             again = self._clock() + retry_delay(delivery.attempts + 1, random.random())  # noqa: S311 - jitter
@@ -252,7 +266,7 @@ class Engine:
             hint = "this is a bug in syncd; its log has the details"
             await self._failed(delivery, "an internal error", hint, None)
         finally:
-            del self._running[delivery.id]
+            del self._running[delivery.slot]
             self._wake.set()
 
     async def _failed(
@@ -270,4 +284,24 @@ class Engine:
                 hint=hint,
             )
         )
-        await self._journal.failed(delivery, text, hint, again)
+        await self._persist(lambda: self._journal.failed(delivery, text, hint, again))
+
+    async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Use the journal; wait while its disk refuses to be written, which others must end.
+
+        Raises:
+          JournalError: The journal is damaged: only a new start finds out what is left.
+        """
+        told = False
+        while True:
+            try:
+                # What has happened is noted even if we are being stopped.
+                with trio.CancelScope(shield=True):
+                    return await work()
+            except JournalError as error:
+                if error.type is not ErrorType.WAIT:
+                    raise
+                if not told:
+                    told = True
+                    log.error("%s; %s", error, error.hint)  # noqa: TRY400 - no bug
+            await trio.sleep(JOURNAL_RETRY)

@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -30,16 +31,30 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers.api import DEFAULT_OBSERVER_TIMEOUT, BaseObserver
-from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyFD
 
 from syncd.sync.plan import FileVersion
 from syncd.sync.settle import Settling
-from syncd.sync.walk import BATCH, count_files, is_ignored, look_at, missing, walk
+from syncd.sync.walk import (
+    BATCH,
+    count_files,
+    is_ignored,
+    look_at,
+    missing,
+    unsendable,
+    walk,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-    from pathlib import Path
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Container,
+        Iterator,
+        Sequence,
+    )
 
     from watchdog.observers.inotify_c import (
         CallbackId,
@@ -64,7 +79,8 @@ _EVENTS: list[type[FileSystemEvent]] = [
 # What no event has told is found after this at the latest. A scan costs 0.25 s per 100,000
 # files, in a thread.
 RESCAN = 600.0  # seconds
-# How soon a folder whose root went away is tried again.
+# How soon a folder whose root went away is tried again, and how often it is looked for: no
+# event tells of a root that is renamed, or that a disk is mounted over.
 RETRY = 5.0  # seconds
 # A walk that takes no longer may be made just to count the files for the status.
 CHEAP_WALK = 0.05  # seconds
@@ -72,6 +88,8 @@ CHEAP_WALK = 0.05  # seconds
 AFTER_OVERFLOW = 0.5  # seconds
 # Hints that wait for their look; beyond, one scan is cheaper than remembering all.
 MAX_HINTS = 50_000  # events
+# Directories that wait to be walked; likewise.
+MAX_TREES = 1_000  # directories
 
 
 class Folder:
@@ -82,7 +100,7 @@ class Folder:
       root: Where it is.
       quiet: How long a file written in place must rest, seconds.
       settled: Gets the versions that may be sent now, at most `BATCH` at a time.
-      vanished: Gets the path of a file that was looked for and is gone.
+      vanished: Gets the paths of files that were looked for and are gone, at most `BATCH`.
       owed: Tells which paths somebody waits for, in their order: those after the given one,
         a bounded number. No event tells of what went away while nobody watched.
 
@@ -99,7 +117,7 @@ class Folder:
         root: Path,
         quiet: float,
         settled: Callable[[list[FileVersion]], Awaitable[None]],
-        vanished: Callable[[str], Awaitable[None]],
+        vanished: Callable[[list[str]], Awaitable[None]],
         owed: Callable[[str], Awaitable[list[str]]],
     ) -> None:
         self.id = folder
@@ -115,6 +133,8 @@ class Folder:
         self._settling = Settling(quiet)
         self._quiet = quiet
         self._hints: deque[tuple[str, bool]] = deque()  # path, came by rename
+        self._trees: dict[str, None] = {}  # directories that came or went, in order
+        self._in_hand = 0  # files and trees that are being looked at, and told
         self._overflowed = False
         self._scan_at = -math.inf
         self._wake = trio.Event()
@@ -126,7 +146,9 @@ class Folder:
     @property
     def settling(self) -> int:
         """How many files have changed and do not rest yet, or were not looked at yet."""
-        return len(self._settling) + len(self._hints)
+        # A sum without gaps: what leaves one of these is in the next, or was told.
+        waiting = len(self._hints) + len(self._trees) + self._overflowed
+        return len(self._settling) + waiting + self._in_hand
 
     async def run(self) -> None:
         """Watch, for ever."""
@@ -162,6 +184,12 @@ class Folder:
                 self.files = await self._in_thread(count_files, self.root)
         return self.files
 
+    async def identify(self, path: str) -> FileVersion | None:
+        """Say which version lies at a path now; None if no regular file does."""
+        looks = await trio.to_thread.run_sync(look_at, self.root, {path: False})
+        look, _ = looks.get(path, (None, False))
+        return None if look is None else self._version(path, look)
+
     def look_again(self, path: str) -> None:
         """Look at a file as if it had changed."""
         self._hint(path, renamed=False)
@@ -174,18 +202,27 @@ class Folder:
             self._hints.append((path, renamed))
 
     async def _work(self, watch: _Watch) -> None:
+        check_at = -math.inf
         while True:
             now = trio.current_time()
+            if min(check_at, self._scan_at) <= now:
+                await self._in_thread(watch.check, self.root)
+                check_at = now + RETRY
             if self._scan_at <= now:
-                await self._scan(watch)
-            await self._look_at_hints()
-            due = self._settling.due(trio.current_time())
-            for start in range(0, len(due), BATCH):
-                await self._look(dict.fromkeys(due[start : start + BATCH], False))
-            if not self._hints:
-                with trio.move_on_at(min(self._scan_at, self._settling.next_look())):
+                await self._scan()
+            await self._look_at_changes()
+            if self._trees:
+                await self._look_through(next(iter(self._trees)))
+            elif not self._hints:
+                with trio.move_on_at(min(check_at, self._scan_at, self._settling.next_look())):
                     await self._wake.wait()
                 self._wake = trio.Event()
+
+    async def _look_at_changes(self) -> None:
+        await self._look_at_hints()
+        due = self._settling.due(trio.current_time())
+        for start in range(0, len(due), BATCH):
+            await self._look(dict.fromkeys(due[start : start + BATCH], False))
 
     async def _look_at_hints(self) -> None:
         while self._hints:
@@ -197,30 +234,44 @@ class Folder:
 
     async def _look(self, paths: dict[str, bool]) -> None:
         """Look at files; tell those that are whole."""
-        looks = await self._in_thread(look_at, self.root, paths)
+        with self._holding(sum(path not in self._settling for path in paths)):
+            looks = await self._in_thread(look_at, self.root, paths)
         now = trio.current_time()
-        whole = []
+        whole, gone = [], []
         for path, (look, complete) in looks.items():
             if self._settling.looked(path, look, now, complete=complete):
                 assert look is not None
                 whole.append(self._version(path, look))
             elif look is None:
-                await self._vanished(path)
-        if whole:
-            await self._settled(whole)
+                gone.append(path)
+        # First what went: a file may have gone from one name to another.
+        with self._holding(len(whole)):
+            if gone:
+                await self._vanished(gone)
+            if whole:
+                await self._settled(whole)
+
+    @contextlib.contextmanager
+    def _holding(self, count: int) -> Iterator[None]:
+        """Count what nothing else counts, so that nobody takes it for delivered."""
+        self._in_hand += count
+        try:
+            yield
+        finally:
+            self._in_hand -= count
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         # One at a time: two walks of one disk are slower than one after the other.
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
 
-    async def _scan(self, watch: _Watch) -> None:
+    async def _scan(self) -> None:
         waiting = len(self._scan_waiters)  # who comes later waits for another scan
         self.scanning = True
         self._scan_at = trio.current_time() + RESCAN
         self._overflowed = self._changed = False
+        self._trees.clear()
         files, seconds, skipped = 0, 0.0, list[tuple[str, str]]()
         batches = walk(self.root, skipped)
-        watch.check(self.root)
         while True:
             began = time.monotonic()
             batch = await self._in_thread(next, batches, ())
@@ -229,9 +280,21 @@ class Folder:
                 break
             files += len(batch)
             await self._take_scanned(batch)
-        await self._miss()
+            # A scan of a large folder takes long; what changes meanwhile does not wait for it.
+            await self._look_at_changes()
+        await self._miss("")
         self.files, self._walk_seconds, self.skipped = files, seconds, skipped
         self._release_waiters(waiting)
+
+    async def _look_through(self, tree: str) -> None:
+        """Look at all in a directory that came or went."""
+        with self._holding(1):
+            del self._trees[tree]  # what happens to it from now on is news
+            batches = walk(self.root, [], tree)
+            while batch := await self._in_thread(next, batches, ()):
+                await self._take_scanned(batch)
+                await self._look_at_changes()
+            await self._miss(f"{tree}/")
 
     async def _take_scanned(self, batch: Sequence[tuple[str, Look]]) -> None:
         now, wall = trio.current_time(), time.time()
@@ -247,13 +310,16 @@ class Folder:
         if whole:
             await self._settled(whole)
 
-    async def _miss(self) -> None:
-        """Tell what is owed and is not there any more."""
-        last = ""
+    async def _miss(self, prefix: str) -> None:
+        """Tell what is owed and is not there any more, of the paths that begin like this."""
+        last = prefix
         while paths := await self._owed(last):
-            for path in await self._in_thread(missing, self.root, paths):
-                await self._vanished(path)
             last = paths[-1]
+            paths = [path for path in paths if path.startswith(prefix)]
+            if gone := await self._in_thread(missing, self.root, paths):
+                await self._vanished(gone)
+            if not last.startswith(prefix):
+                break  # they are sorted
 
     def _version(self, path: str, look: Look) -> FileVersion:
         return FileVersion(
@@ -267,22 +333,27 @@ class Folder:
     def _take(self, event: FileSystemEvent) -> None:
         """Turn an event into hints; in trio's thread."""
         self._changed = True
-        if isinstance(event, DirCreatedEvent | DirMovedEvent | DirDeletedEvent):
-            # A directory that comes is full of files that no event tells of.
-            self._scan_at = min(self._scan_at, trio.current_time())
-        elif isinstance(event, FileDeletedEvent):
-            self._hint_event(event.src_path, renamed=False)
-        elif isinstance(event, FileMovedEvent):
-            self._hint_event(event.src_path, renamed=False)
-            self._hint_event(event.dest_path, renamed=True)
-        else:
-            # A file moved in from elsewhere is told as created.
-            self._hint_event(event.src_path, renamed=isinstance(event, FileCreatedEvent))
+        # Of a move, the end that lies outside is empty.
+        is_tree = isinstance(event, DirCreatedEvent | DirMovedEvent | DirDeletedEvent)
+        renamed = isinstance(event, FileMovedEvent)
+        for raw, came in ((event.src_path, False), (event.dest_path, renamed)):
+            if not raw:
+                continue
+            path = os.path.relpath(os.fsdecode(raw), self.root)
+            if is_ignored(path):
+                continue
+            if is_tree:
+                self._tree(path)
+            else:
+                self._hint(path, renamed=came)
 
-    def _hint_event(self, raw: bytes | str, *, renamed: bool) -> None:
-        path = os.path.relpath(os.fsdecode(raw), self.root)
-        if not is_ignored(path):
-            self._hint(path, renamed=renamed)
+    def _tree(self, path: str) -> None:
+        """Of the files in a directory that comes or goes there may be no events."""
+        # The root is checked before a scan; what cannot be sent is noted by one.
+        if path == os.curdir or unsendable(path) or len(self._trees) >= MAX_TREES:
+            self._scan_at = min(self._scan_at, trio.current_time())
+        elif not _is_below(path, self._trees):
+            self._trees[path] = None
 
     def _overflow(self) -> None:
         if not self._overflowed:
@@ -338,13 +409,17 @@ class _Watch:
         def hear(event: FileSystemEvent) -> None:
             # The emitter tells it and then ends, maybe only after `check` has asked; and what
             # is made in its place may get the same inode.
-            if isinstance(event, DirDeletedEvent) and os.fsdecode(event.src_path) == str(root):
+            if isinstance(event, DirDeletedEvent) and Path(os.fsdecode(event.src_path)) == root:
                 self._deleted = True
             tell(event)
 
         try:
             self._observer.schedule(
-                _Handler(hear), str(root), recursive=True, event_filter=_EVENTS
+                # The slash: of a root that is a link, what it leads to is watched.
+                _Handler(hear),
+                f"{root}/",
+                recursive=True,
+                event_filter=_EVENTS,
             )
             self._observer.start()
         except BaseException:
@@ -378,8 +453,12 @@ class _Observer(InotifyObserver):
     def __init__(self, tell: Callable[[None], None]) -> None:
         self._inotify_fd = _OverflowFD(tell)
         self._inotify_fd.start()
+        # The full one tells a file that is moved in from one that is created.
         BaseObserver.__init__(
-            self, InotifyEmitter, timeout=DEFAULT_OBSERVER_TIMEOUT, inotify_fd=self._inotify_fd
+            self,
+            InotifyFullEmitter,
+            timeout=DEFAULT_OBSERVER_TIMEOUT,
+            inotify_fd=self._inotify_fd,
         )
 
     def is_whole(self) -> bool:
@@ -429,6 +508,13 @@ class _Handler(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         self._tell(event)
+
+
+def _is_below(path: str, trees: Container[str]) -> bool:
+    """Whether a path is, or lies in, one of these directories."""
+    while path and path not in trees:
+        path = path.rpartition("/")[0]
+    return bool(path)
 
 
 def _explain(error: OSError, root: Path) -> tuple[str, str]:

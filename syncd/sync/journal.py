@@ -8,6 +8,8 @@ something twice is harmless because both ends recognise a version. Nothing is de
 
 Of the file system it assumes what SQLite does: a write that was fsynced stays. A lock file
 beside it, held for as long as the journal is open, keeps two daemons from sharing it.
+
+More than 400 lines of code, so that all SQL is here and nobody else knows of its tables.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 
-from syncd.errors import JournalError, LockedError
+from syncd.errors import ErrorType, JournalError, LockedError
 from syncd.sync.plan import SMALL, Delivery, FileVersion
 
 if TYPE_CHECKING:
@@ -35,14 +37,24 @@ T = TypeVar("T")
 _APPLICATION_ID = 0x73796364
 _SCHEMA_VERSION = 1
 
-_SCHEMA = """
-CREATE TABLE file (          -- what lies in our folders, as last seen or last received
+_SCHEMA = f"""
+CREATE TABLE file (          -- what lies in our folders, as last seen
   folder TEXT NOT NULL, path TEXT NOT NULL,
   size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
   origin TEXT,               -- who sent this very version; NULL: made here
   digest TEXT, source_size INTEGER, source_mtime_ns INTEGER,
   PRIMARY KEY (folder, path)
 ) WITHOUT ROWID;
+-- What is about to lie there. Until it does, which a crash may prevent, the file that it
+-- replaces keeps its row above.
+CREATE TABLE arriving (
+  id INTEGER PRIMARY KEY,
+  folder TEXT NOT NULL, path TEXT NOT NULL,
+  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
+  origin TEXT NOT NULL,
+  digest TEXT NOT NULL, source_size INTEGER NOT NULL, source_mtime_ns INTEGER NOT NULL,
+  UNIQUE (folder, path)
+);
 CREATE TABLE owed (
   id INTEGER PRIMARY KEY,
   folder TEXT NOT NULL, path TEXT NOT NULL, peer TEXT NOT NULL,
@@ -53,7 +65,7 @@ CREATE TABLE owed (
   error TEXT NOT NULL DEFAULT '', hint TEXT NOT NULL DEFAULT '',
   UNIQUE (folder, path, peer)
 );
-CREATE INDEX owed_by_peer ON owed (peer, parked, id);
+CREATE INDEX owed_next ON owed (peer, parked, size > {SMALL}, not_before, id);
 CREATE TABLE done (          -- the last version that each peer has of each file
   folder TEXT NOT NULL, path TEXT NOT NULL, peer TEXT NOT NULL,
   size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
@@ -61,6 +73,15 @@ CREATE TABLE done (          -- the last version that each peer has of each file
   PRIMARY KEY (folder, path, peer)
 ) WITHOUT ROWID;
 """
+
+# Files that arrive and are gone before anybody has looked leave a row each; so long after,
+# nobody will look.
+_MAX_ARRIVING = 10_000  # rows
+
+# The id of a delivery that is gone may be given to another, even to one of the same inode.
+_THIS_DELIVERY = (
+    "folder = ? AND path = ? AND peer = ? AND size = ? AND mtime_ns = ? AND inode = ?"
+)
 
 _DISK_HINT = "is the disk of the state directory full, or read-only?"
 
@@ -233,9 +254,10 @@ def _prepare(connection: sqlite3.Connection, path: Path, hint: str) -> None:
 
 
 def _is_of_the_disk(error: sqlite3.Error) -> bool:
-    """Whether the disk refuses to be written, which says nothing about what is on it."""
+    """Whether the disk, or who else reads it, refuses us: no word about what is on it."""
     code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary one
     return code in {
+        sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_IOERR,
@@ -247,7 +269,8 @@ def _is_of_the_disk(error: sqlite3.Error) -> bool:
 class Journal:
     """The open journal; made by `open_journal`.
 
-    Every method is one transaction, in a thread, durable when it returns.
+    Every method is one transaction, in a thread, durable when it returns. It raises
+    `JournalError`, of type WAIT if the disk refuses to be written, which may pass.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -262,8 +285,11 @@ class Journal:
                     self._connection.execute("BEGIN IMMEDIATE" if changes else "BEGIN")
                     return work(self._connection)
             except sqlite3.Error as error:
+                # A full disk has room again one day; what else there is, is damage.
                 raise JournalError(
-                    f"the journal cannot be written: {error}", hint=_DISK_HINT
+                    f"the journal cannot be written: {error}",
+                    hint=_DISK_HINT,
+                    type=ErrorType.WAIT if _is_of_the_disk(error) else ErrorType.CANCEL,
                 ) from error
 
         if changes:
@@ -286,16 +312,18 @@ class Journal:
         """
         await self._run(lambda db: _owe(db, versions, peers))
 
-    async def pending(self, peers: Collection[str], now: float, limit: int) -> list[Delivery]:
-        """What is owed to these peers and not parked, oldest first.
+    async def pending(self, peers: Collection[str], limit: int) -> list[Delivery]:
+        """What is owed to these peers and not parked.
+
+        What never failed comes first, the oldest of it before the others; then what is to be
+        tried again, in the order of its times, due or not.
 
         Args:
           peers: Only theirs.
-          now: Seconds since 1970; of those that must wait longer, the first is included.
           limit: How many at most for each peer, of the small and of the large ones.
         """
         return await self._run(
-            lambda db: [d for peer in peers for d in _pending(db, peer, now, limit)],
+            lambda db: [d for peer in peers for d in _pending(db, peer, limit)],
             changes=False,
         )
 
@@ -317,23 +345,26 @@ class Journal:
           not_before: When to try again, seconds since 1970; None: not until the file changes
             or somebody asks.
         """
-        what = _identity(delivery.version)
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
-                "UPDATE owed SET attempts = attempts + 1, not_before = ?, parked = ?,"
-                " error = ?, hint = ? WHERE id = ? AND size = ? AND mtime_ns = ? AND inode = ?",
-                (not_before or 0, not_before is None, error, hint, delivery.id, *what),
+                "UPDATE owed SET attempts = attempts + 1, not_before = ?, parked = ?,"  # noqa: S608 - a constant
+                f" error = ?, hint = ? WHERE {_THIS_DELIVERY}",
+                (not_before or 0, not_before is None, error, hint, *_delivery(delivery)),
             )
 
         await self._run(work)
 
-    async def gone(self, folder: str, path: str) -> None:
-        """The file is not there any more: nothing of it is owed."""
+    async def gone(self, folder: str, paths: Sequence[str]) -> None:
+        """These files are not there any more: nothing of them is owed.
+
+        What is about to arrive in their place is not there yet, and stays known.
+        """
+        keys = [(folder, path) for path in paths]
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM owed WHERE folder = ? AND path = ?", (folder, path))
-            db.execute("DELETE FROM file WHERE folder = ? AND path = ?", (folder, path))
+            db.executemany("DELETE FROM owed WHERE folder = ? AND path = ?", keys)
+            db.executemany("DELETE FROM file WHERE folder = ? AND path = ?", keys)
 
         await self._run(work)
 
@@ -379,29 +410,14 @@ class Journal:
 
     async def arriving(self, arrival: Arrival) -> None:
         """A file is about to get its final name; it shall not be sent back to its origin."""
-        await self._run(lambda db: _put_file(db, arrival.version, arrival))
+        await self._run(lambda db: _arriving(db, arrival))
 
-    async def arrival(self, folder: str, path: str) -> Arrival | None:
-        """What is known of a file that arrived; None if it was made here."""
+    async def arrivals(self, folder: str, path: str) -> list[Arrival]:
+        """What is known of a file that arrived, the newest first; empty if it was made here.
 
-        def work(db: sqlite3.Connection) -> Arrival | None:
-            row = db.execute(
-                "SELECT size, mtime_ns, inode, origin, digest, source_size, source_mtime_ns"
-                " FROM file WHERE folder = ? AND path = ? AND origin IS NOT NULL",
-                (folder, path),
-            ).fetchone()
-            if row is None:
-                return None
-            *identity, origin, digest, source_size, source_mtime_ns = row
-            return Arrival(
-                version=_version(folder, path, *identity),
-                peer=origin,
-                digest=digest,
-                source_size=source_size,
-                source_mtime_ns=source_mtime_ns,
-            )
-
-        return await self._run(work, changes=False)
+        There are two as long as nobody has looked whether the newer one has got its name.
+        """
+        return await self._run(lambda db: _arrivals(db, folder, path), changes=False)
 
     async def counts(self) -> Counts:
         """Count everything for the status; remembered until something changes."""
@@ -421,9 +437,7 @@ def _owe(
         row = db.execute(
             "SELECT size, mtime_ns, inode, origin FROM file WHERE folder = ? AND path = ?", key
         ).fetchone()
-        origin = row[3] if row is not None and row[:3] == what else None
-        if row is None or row[:3] != what:
-            _put_file(db, version, None)
+        origin = row[3] if row is not None and row[:3] == what else _see_file(db, version)
         for peer in peers:
             had = db.execute(
                 "SELECT size, mtime_ns, inode FROM done"
@@ -464,32 +478,85 @@ def _version(folder: str, path: str, size: int, mtime_ns: int, inode: int) -> Fi
     )
 
 
-def _put_file(db: sqlite3.Connection, version: FileVersion, arrival: Arrival | None) -> None:
-    source = (
-        (arrival.peer, arrival.digest, arrival.source_size, arrival.source_mtime_ns)
-        if arrival
-        else (None, None, None, None)
-    )
+def _delivery(delivery: Delivery) -> tuple[str | int, ...]:
+    """What `_THIS_DELIVERY` asks for."""
+    version = delivery.version
+    return version.folder, version.path, delivery.peer, *_identity(version)
+
+
+def _see_file(db: sqlite3.Connection, version: FileVersion) -> str | None:
+    """Note that another version lies there now; returns who sent it, if anybody did."""
+    key, what = (version.folder, version.path), _identity(version)
+    source = db.execute(
+        "SELECT origin, digest, source_size, source_mtime_ns FROM arriving"
+        " WHERE folder = ? AND path = ? AND (size, mtime_ns, inode) = (?, ?, ?)",
+        (*key, *what),
+    ).fetchone()
+    if source is None:
+        source = (None, None, None, None)
+    else:
+        db.execute("DELETE FROM arriving WHERE folder = ? AND path = ?", key)
     db.execute(
-        "INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (version.folder, version.path, *_identity(version), *source),
+        "INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*key, *what, *source)
     )
+    origin: str | None = source[0]
+    return origin
 
 
-def _pending(db: sqlite3.Connection, peer: str, now: float, limit: int) -> list[Delivery]:
-    columns = "id, folder, path, size, mtime_ns, inode, attempts, not_before"
-    rows: list[tuple[int, str, str, int, int, int, int, float]] = []
-    for kind in ("size <= ?", "size > ?"):
+def _arriving(db: sqlite3.Connection, arrival: Arrival) -> None:
+    version = arrival.version
+    key, what = (version.folder, version.path), _identity(version)
+    source = (arrival.peer, arrival.digest, arrival.source_size, arrival.source_mtime_ns)
+    # If this very version lies there already, no look will find another.
+    lies_there = db.execute(
+        "UPDATE file SET (origin, digest, source_size, source_mtime_ns) = (?, ?, ?, ?)"
+        " WHERE folder = ? AND path = ? AND (size, mtime_ns, inode) = (?, ?, ?)",
+        (*source, *key, *what),
+    ).rowcount
+    db.execute("DELETE FROM arriving WHERE folder = ? AND path = ?", key)
+    if not lies_there:
+        last = db.execute(
+            "INSERT INTO arriving (folder, path, size, mtime_ns, inode,"
+            " origin, digest, source_size, source_mtime_ns)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*key, *what, *source),
+        ).lastrowid
+        assert last is not None
+        db.execute("DELETE FROM arriving WHERE id <= ?", (last - _MAX_ARRIVING,))
+
+
+def _arrivals(db: sqlite3.Connection, folder: str, path: str) -> list[Arrival]:
+    rows = [
+        row
+        for table in ("arriving", "file")
+        for row in db.execute(
+            "SELECT size, mtime_ns, inode, origin, digest, source_size, source_mtime_ns"  # noqa: S608 - constants
+            f" FROM {table} WHERE folder = ? AND path = ? AND origin IS NOT NULL",
+            (folder, path),
+        )
+    ]
+    return [
+        Arrival(
+            version=_version(folder, path, *identity),
+            peer=origin,
+            digest=digest,
+            source_size=source_size,
+            source_mtime_ns=source_mtime_ns,
+        )
+        for *identity, origin, digest, source_size, source_mtime_ns in rows
+    ]
+
+
+def _pending(db: sqlite3.Connection, peer: str, limit: int) -> list[Delivery]:
+    rows: list[tuple[float, int, str, str, int, int, int, int]] = []
+    for large in (False, True):
+        # In the words of the index, or it is not used.
         rows += db.execute(
-            f"SELECT {columns} FROM owed WHERE peer = ? AND parked = 0 AND not_before <= ?"  # noqa: S608 - constants
-            f" AND {kind} ORDER BY id LIMIT ?",
-            (peer, now, SMALL, limit),
+            "SELECT not_before, id, folder, path, size, mtime_ns, inode, attempts FROM owed"  # noqa: S608 - a constant
+            f" WHERE peer = ? AND parked = 0 AND (size > {SMALL}) = ?"
+            " ORDER BY not_before, id LIMIT ?",
+            (peer, large, limit),
         ).fetchall()
-    rows += db.execute(
-        f"SELECT {columns} FROM owed WHERE peer = ? AND parked = 0 AND not_before > ?"  # noqa: S608 - constants
-        " ORDER BY not_before LIMIT 1",
-        (peer, now),
-    ).fetchall()
     return [
         Delivery(
             id=id_,
@@ -498,22 +565,18 @@ def _pending(db: sqlite3.Connection, peer: str, now: float, limit: int) -> list[
             attempts=attempts,
             not_before=not_before,
         )
-        for id_, folder, path, size, mtime_ns, inode, attempts, not_before in sorted(rows)
+        for not_before, id_, folder, path, size, mtime_ns, inode, attempts in sorted(rows)
     ]
 
 
 def _done(
     db: sqlite3.Connection, delivery: Delivery, outcome: str, digest: str, at: float
 ) -> None:
-    version = delivery.version
-    what = _identity(version)
-    db.execute(
-        "DELETE FROM owed WHERE id = ? AND size = ? AND mtime_ns = ? AND inode = ?",
-        (delivery.id, *what),
-    )
+    version, key = delivery.version, _delivery(delivery)
+    db.execute(f"DELETE FROM owed WHERE {_THIS_DELIVERY}", key)  # noqa: S608 - a constant
     db.execute(
         "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (version.folder, version.path, delivery.peer, *what, outcome, digest, at),
+        (*key, outcome, digest, at),
     )
     # While this one was on its way, the version that the peer had before may have come back:
     # it was not owed then, and is now.

@@ -78,7 +78,7 @@ def next_deliveries(
     for small files, so that none waits for a huge one.
 
     Args:
-      pending: What is owed, oldest first.
+      pending: What is owed, in the order in which it shall start.
       running: What has been started.
       online: The peers that can be sent to.
       parallel: How many may run to one peer.
@@ -99,7 +99,8 @@ def next_deliveries(
     for delivery in pending:
         if delivery.peer not in online or delivery.slot in taken:
             continue
-        if delivery.not_before > now:
+        # No retry is set further off than RETRY_LAST: then the clock was set back.
+        if now < delivery.not_before <= now + RETRY_LAST:
             wake = min(wake, delivery.not_before)
             continue
         queues.setdefault(delivery.peer, []).append(delivery)

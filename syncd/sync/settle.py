@@ -7,6 +7,7 @@ A file that came by rename was whole before it came; whoever knows that says `co
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -61,10 +62,14 @@ class Settling:
 
     def __init__(self, quiet: float) -> None:
         self._quiet = quiet
+        # All rest equally long and a change goes to the end, so this is ordered by time.
         self._since: dict[str, tuple[Look, float]] = {}
 
     def __len__(self) -> int:
         return len(self._since)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._since
 
     def looked(
         self, path: str, look: Look | None, now: float, *, complete: bool = False
@@ -84,20 +89,21 @@ class Settling:
             self._since.pop(path, None)
             return False
         known = self._since.get(path)
-        rested = known is not None and known[0] == look and now - known[1] >= self._quiet
+        rested = known is not None and known[0] == look and now >= known[1] + self._quiet
         if complete or rested:
             self._since.pop(path, None)
             return True
         if known is None or known[0] != look:
+            self._since.pop(path, None)
             self._since[path] = (look, now)
         return False
 
     def due(self, now: float) -> list[str]:
         """The files to look at again now."""
-        return [path for path, (_, since) in self._since.items() if now - since >= self._quiet]
+        resting = self._since.items()
+        ripe = itertools.takewhile(lambda item: now >= item[1][1] + self._quiet, resting)
+        return [path for path, _ in ripe]
 
     def next_look(self) -> float:
         """When the next file is due, by the same clock; `math.inf` if there is none."""
-        if not self._since:
-            return math.inf
-        return min(since for _, since in self._since.values()) + self._quiet
+        return next((since for _, since in self._since.values()), math.inf) + self._quiet

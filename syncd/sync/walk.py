@@ -34,8 +34,8 @@ _IGNORED = re.compile("|".join(map(translate, IGNORED)))
 
 # Files that are looked at, and told, at a time.
 BATCH = 1_000  # files
-# What the journal and an offer can tell; later times are those of a broken clock.
-MAX_TIME = 2**63 - 1  # nanoseconds since 1970
+# What the journal and an offer can tell; other times are those of a broken clock.
+MIN_TIME, MAX_TIME = -(2**63), 2**63 - 1  # nanoseconds since 1970
 # Texts about what cannot be read; one broken tree must not fill the status.
 MAX_PROBLEMS = 20  # texts
 
@@ -46,12 +46,15 @@ def is_ignored(path: str) -> bool:
     return components[0] == PRIVATE or any(map(_IGNORED.match, components))
 
 
-def walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[list[tuple[str, Look]]]:
+def walk(
+    root: Path, skipped: list[tuple[str, str]], tree: str = ""
+) -> Iterator[list[tuple[str, Look]]]:
     """Walk a tree, never through a link.
 
     Args:
       root: The folder.
       skipped: Gets what cannot be sent: path and reason.
+      tree: Only what lies below this path, if anything does.
 
     Yields:
       Regular files, at most `BATCH` at a time.
@@ -60,7 +63,7 @@ def walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[list[tuple[str,
       OSError: The folder itself cannot be read.
     """
     batch: list[tuple[str, Look]] = []
-    directories = [""]
+    directories = [tree]
     while directories:
         directory = directories.pop()
         try:
@@ -69,17 +72,17 @@ def walk(root: Path, skipped: list[tuple[str, str]]) -> Iterator[list[tuple[str,
                     path = f"{directory}/{entry.name}" if directory else entry.name
                     if is_ignored(path):
                         continue
-                    if reason := _unsendable(path):
+                    if reason := unsendable(path):
                         _note(skipped, path, reason)
                     elif entry.is_dir(follow_symlinks=False):
                         directories.append(path)
                     elif entry.is_file(follow_symlinks=False):
                         with contextlib.suppress(FileNotFoundError):
                             look = Look.of(entry.stat(follow_symlinks=False))
-                            if look.mtime_ns > MAX_TIME:
-                                _note(skipped, path, "its time lies beyond the year 2262")
-                            else:
+                            if _is_dated(look):
                                 batch.append((path, look))
+                            else:
+                                _note(skipped, path, "its time is not between 1678 and 2262")
                     if len(batch) >= BATCH:
                         yield batch
                         batch = []
@@ -99,12 +102,17 @@ def count_files(root: Path) -> int:
     return sum(len(batch) for batch in walk(root, []))
 
 
-def _unsendable(path: str) -> str:
+def unsendable(path: str) -> str:
+    """Why nothing under such a path can be sent, or empty."""
     try:
         path.encode()
     except UnicodeEncodeError:
         return "the name is no valid UTF-8"
     return ""
+
+
+def _is_dated(look: Look) -> bool:
+    return MIN_TIME <= look.mtime_ns <= MAX_TIME
 
 
 def _note(skipped: list[tuple[str, str]], path: str, reason: str) -> None:
@@ -124,7 +132,7 @@ def look_at(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, 
     """
     looks: dict[str, tuple[Look | None, bool]] = {}
     for path, renamed in paths.items():
-        if _unsendable(path):
+        if unsendable(path):
             continue
         try:
             status = os.lstat(root / path)
@@ -132,7 +140,7 @@ def look_at(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, 
             looks[path] = (None, False)
             continue
         look = Look.of(status)
-        if not stat.S_ISREG(status.st_mode) or look.mtime_ns > MAX_TIME:
+        if not stat.S_ISREG(status.st_mode) or not _is_dated(look):
             # A directory is walked, everything else is nobody's; the file that may have been
             # here before is gone.
             looks[path] = (None, False)

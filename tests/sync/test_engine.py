@@ -20,6 +20,7 @@ from syncd.errors import (
     OfflineError,
     StalledError,
 )
+from syncd.sync import engine as engine_module
 from syncd.sync.engine import (
     AFTER_CHANGE,
     CANDIDATES,
@@ -100,6 +101,10 @@ class World:
                 (delivery.peer, delivery.version.path, delivery.version.size),
             )
         return int(count)
+
+    def owed_paths(self) -> list[str]:
+        with contextlib.closing(sqlite3.connect(self.state / "journal.db")) as database:
+            return [path for (path,) in database.execute("SELECT path FROM owed ORDER BY path")]
 
     async def until_begun(self, count: int) -> None:
         """Wait until so many deliveries were begun."""
@@ -361,6 +366,50 @@ async def test_a_bug_parks_its_delivery_and_the_engine_lives(
         assert world.begun == [(BOB, "a"), (BOB, "b")]
 
 
+async def test_while_the_journal_cannot_be_written_the_engine_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk ends nothing, and nothing that happens meanwhile is lost."""
+    monkeypatch.setattr(engine_module, "JOURNAL_RETRY", 0.01)
+    gate = trio.Event()
+
+    def refusals() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+
+    async with working(tmp_path, gate) as world:
+        world.drop("sent-before")
+        await world.until_begun(1)
+        database = world.engine._journal._connection
+        database.execute("PRAGMA query_only = 1")
+        gate.set()
+        world.drop("meanwhile")
+        await world.until(lambda _: len(refusals()) == 2)
+        statistics = await world.engine.statistics()
+        # Somebody who waits sees both: one is still owed, one is counted where it came.
+        assert peer(statistics) == PeerCount(pending=1, pending_bytes=1)
+        assert statistics.folders["photos"].settling == 1
+        database.execute("PRAGMA query_only = 0")
+        await world.until_begun(2)
+        assert peer(await world.until_idle()) == PeerCount(delivered=2)
+        # Told once each, not at each try.
+        assert refusals() == 2 * [
+            "the journal cannot be written: attempt to write a readonly database;"
+            " is the disk of the state directory full, or read-only?"
+        ]
+        assert statistics.failures == ()
+
+
+async def test_an_engine_that_waits_for_its_journal_can_be_stopped(tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with working(tmp_path) as world:
+            world.engine._journal._connection.execute("PRAGMA query_only = 1")
+            world.drop("a")
+            await world.until(lambda now: now.folders["photos"].settling)
+    async with working(tmp_path) as world:
+        await world.until_begun(1)
+        assert peer(await world.until_idle()).delivered == 1
+
+
 async def test_without_its_journal_the_engine_ends(tmp_path: Path) -> None:
     """What cannot be written down cannot be promised; a new start finds out what is owed."""
     with pytest.RaisesGroup(JournalError, flatten_subgroups=True):
@@ -399,6 +448,42 @@ async def test_a_file_that_is_deleted_is_not_owed_any_more(tmp_path: Path) -> No
         assert world.begun == [(BOB, "b")]
 
 
+async def test_a_file_deleted_while_it_is_sent_leaves_room_for_another(
+    tmp_path: Path,
+) -> None:
+    """The journal may give the other the id of the first, which is still under way."""
+    first, second = trio.Event(), trio.Event()
+    async with working(tmp_path, first, second) as world:
+        file = world.drop("a")
+        await world.until_begun(1)
+        file.unlink()
+        await world.until(lambda now: now.counts.pending == {})
+        world.drop("b", b"another")
+        await world.until_begun(2)
+        assert world.deliveries[0].id == world.deliveries[1].id
+        first.set()
+        statistics = await world.until(lambda now: peer(now).delivered == 1)
+        assert statistics.counts.pending == {"photos": 1}
+        second.set()
+        assert peer(await world.until_idle()) == PeerCount(delivered=2)
+        assert world.begun == [(BOB, "a"), (BOB, "b")]
+
+
+async def test_a_file_renamed_while_it_is_sent_is_sent_under_its_new_name(
+    tmp_path: Path,
+) -> None:
+    gate = trio.Event()
+    async with working(tmp_path, gate, parallel=1) as world:
+        file = world.drop("a")
+        await world.until_begun(1)
+        file.rename(world.root / "b")
+        await world.until(lambda _: world.owed_paths() == ["b"])
+        gate.set()
+        await world.until_begun(2)
+        await world.until_idle()
+        assert world.begun == [(BOB, "a"), (BOB, "b")]
+
+
 async def test_a_file_that_was_deleted_while_nobody_watched_is_not_owed_any_more(
     tmp_path: Path,
 ) -> None:
@@ -410,6 +495,21 @@ async def test_a_file_that_was_deleted_while_nobody_watched_is_not_owed_any_more
     async with working(tmp_path, online=()) as world:
         await world.engine.rescan()
         assert peer(await world.engine.statistics()).pending == 1
+
+
+async def test_a_directory_whose_name_cannot_be_sent_is_told_as_it_comes_and_goes(
+    tmp_path: Path,
+) -> None:
+    """Such a name is none for the journal either."""
+    async with working(tmp_path) as world:
+        (world.root / "d\udcff").mkdir()
+        world.drop("d\udcff/a")
+        skipped = (("d\udcff", "the name is no valid UTF-8"),)
+        await world.until(lambda now: now.folders["photos"].skipped == skipped)
+        (world.root / "d\udcff").rename(world.root / "d")
+        await world.until_begun(1)
+        assert peer(await world.until_idle()) == PeerCount(delivered=1)
+        assert world.begun == [(BOB, "d/a")]
 
 
 # --- What arrives
@@ -442,6 +542,33 @@ async def test_what_arrived_is_relayed_but_not_sent_back(tmp_path: Path) -> None
         await world.engine.rescan()
         await world.until_idle()
         assert world.begun == [(CAROL, "a")]
+
+
+async def test_of_two_arrivals_that_is_known_which_lies_there(tmp_path: Path) -> None:
+    """Between the note that a file is about to arrive and its rename we may be killed."""
+    async with working(tmp_path, settle=NEVER) as world:
+
+        def arrival(file: Path) -> Arrival:
+            status = file.stat()
+            version = FileVersion(
+                folder="photos", path="a", size=status.st_size,
+                mtime_ns=status.st_mtime_ns, inode=status.st_ino,
+            )  # fmt: skip
+            return Arrival(
+                version=version, peer=BOB, digest="d1", source_size=8, source_mtime_ns=10**18
+            )
+
+        old = arrival(world.drop("a", b"old"))
+        await world.engine.arriving(old)
+        await world.until(lambda now: not now.folders["photos"].settling)
+        partial = world.root / ".syncd" / "partial"
+        partial.parent.mkdir()
+        partial.write_bytes(b"newer")
+        new = arrival(partial)
+        await world.engine.arriving(new)
+        assert await world.engine.known_arrival("photos", "a") == old
+        partial.rename(world.root / "a")
+        assert await world.engine.known_arrival("photos", "a") == new
 
 
 # --- Across lives

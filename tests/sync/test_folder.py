@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
-from watchdog.events import DirCreatedEvent, DirDeletedEvent, DirMovedEvent
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+)
 from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, WatchDescriptor
 
 from syncd.sync import folder as folder_module
@@ -51,6 +56,7 @@ class Watched:
       told: What may be sent, in order.
       gone: What has vanished, in order.
       owed: What somebody waits for, sorted.
+      counted: How many files were said to be settling while something was told, in order.
     """
 
     root: Path
@@ -59,6 +65,7 @@ class Watched:
     told: list[FileVersion] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     owed: list[str] = field(default_factory=list)
+    counted: list[int] = field(default_factory=list)
     barriers: int = 0
 
     def __post_init__(self) -> None:
@@ -99,11 +106,14 @@ class Watched:
 
     async def _settled(self, versions: list[FileVersion]) -> None:
         assert 0 < len(versions) <= BATCH
+        self.counted.append(self.folder.settling)
         self.told += versions
         self._tell()
 
-    async def _vanished(self, path: str) -> None:
-        self.gone.append(path)
+    async def _vanished(self, paths: list[str]) -> None:
+        assert 0 < len(paths) <= BATCH
+        self.counted.append(self.folder.settling)
+        self.gone += paths
         self._tell()
 
     async def _owed(self, after: str) -> list[str]:
@@ -196,6 +206,57 @@ async def test_a_file_that_is_appended_to_is_told_once_it_rests(
             "photos", 20, status.st_mtime_ns, status.st_ino,
         )  # fmt: skip
         assert watched.folder.settling == 0
+
+
+async def test_a_file_is_counted_until_it_was_told(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """Else somebody who waits for its delivery would see nothing to wait for."""
+    async with watching(tmp_path, quiet=10.0) as watched:
+        watched.move_in("at-once")
+        await watched.until(lambda: watched.paths == ["at-once"])
+        (watched.root / "in-place").write_bytes(b"x")
+        await watched.barrier()
+        mock_clock.jump(10)
+        await watched.until(lambda: "in-place" in watched.paths)
+        # The barrier is counted beside the file that rests.
+        assert watched.counted == [1, 2, 1]
+        await poll(lambda: watched.folder.settling == 0)
+
+
+@pytest.mark.parametrize("quiet", [0.0, HOUR])
+async def test_what_no_look_was_taken_at_yet_is_counted(tmp_path: Path, quiet: float) -> None:
+    """A file, a directory and an overflow each say that there is something."""
+    folder = Watched(tmp_path, tmp_path, quiet).folder
+    folder._take(FileCreatedEvent(f"{tmp_path}/a"))
+    assert folder.settling == 1
+    folder._take(DirCreatedEvent(f"{tmp_path}/d"))
+    assert folder.settling == 2
+    folder._overflow()
+    assert folder.settling == 2
+
+
+@pytest.mark.parametrize("change", ["mode", "time"])
+async def test_a_file_made_in_place_is_not_taken_for_one_that_was_renamed(
+    tmp_path: Path, change: str
+) -> None:
+    """Its times differ, as after a rename; but it is half."""
+    async with watching(tmp_path) as watched:
+        file = watched.root / "a"
+        file.write_bytes(b"half")
+        if change == "time":
+            age(file)
+        else:
+            probe = watched.outside / "probe"
+
+            def ticked() -> bool:
+                probe.touch()
+                return probe.stat().st_mtime_ns > file.stat().st_mtime_ns
+
+            await poll(ticked)
+            file.chmod(0o600)
+        await watched.barrier()
+        assert (watched.paths, watched.folder.settling) == ([], 1)
 
 
 async def test_a_file_that_is_asked_for_is_looked_at_again(
@@ -359,13 +420,15 @@ async def test_a_directory_renamed_inside_is_told_anew_and_the_old_is_gone(
 
 @pytest.mark.parametrize(
     "event",
-    [DirCreatedEvent("{}/d"), DirDeletedEvent("{}/gone"), DirMovedEvent("{}/old", "{}/d")],
-)
-async def test_whatever_happens_to_a_directory_leads_to_a_scan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: FileSystemEvent
+    [
+        DirCreatedEvent("{}/d"), DirDeletedEvent("{}/d"), DirMovedEvent("{}/old", "{}/d"),
+        DirMovedEvent("", "{}/d"), DirMovedEvent("{}/d", ""), DirDeletedEvent("{}/"),
+    ],
+)  # fmt: skip
+async def test_whatever_happens_to_a_directory_all_in_it_is_looked_at(
+    tmp_path: Path, event: FileSystemEvent
 ) -> None:
     """Of the files in it there may be no events."""
-    watches = keep_watches(monkeypatch)
     (tmp_path / "root" / "d").mkdir(parents=True)
     async with watching(tmp_path, quiet=0.0) as watched:
         file = watched.move_in("d/a", b"content")
@@ -378,8 +441,73 @@ async def test_whatever_happens_to_a_directory_leads_to_a_scan(
             src_path=str(event.src_path).format(watched.root),
             dest_path=str(event.dest_path).format(watched.root),
         )
-        dispatch(watches[0], event)
+        watched.folder._take(event)
+        watched.folder._wake.set()
         await watched.until(lambda: watched.told[-1].size == 3)
+
+
+async def test_a_directory_that_comes_leads_to_no_scan_of_everything(tmp_path: Path) -> None:
+    """A tree that is unpacked into a large folder would be one scan for each directory."""
+    async with watching(tmp_path, quiet=0.0) as watched:
+        file = watched.move_in("a", b"content")
+        await watched.until(lambda: watched.paths == ["a"])
+        os.truncate(file, 3)  # only a scan finds it
+        (watched.root / "d" / "e").mkdir(parents=True)
+        watched.move_in("d/e/b")
+        await watched.until(lambda: "d/e/b" in watched.paths)
+        await watched.barrier()
+        assert watched.paths.count("a") == 1
+        await watched.rescan()
+        assert watched.paths.count("a") == 2
+
+
+async def test_more_directories_than_can_be_remembered_lead_to_a_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "MAX_TREES", 3)
+    async with watching(tmp_path, quiet=0.0) as watched:
+        expected = set()
+        for number in range(50):
+            (watched.root / f"{number}").mkdir()
+            (watched.root / f"{number}" / "file").write_bytes(b"x")
+            expected.add(f"{number}/file")
+        await watched.until(lambda: set(watched.paths) == expected)
+
+
+async def test_what_is_owed_of_a_directory_that_is_moved_out_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "root" / "d" / "e").mkdir(parents=True)
+    owed = ("d", "d-not", "d/1", "d/e/2", "d/e/3", "e")
+    for path in ("d-not", "d/1", "d/e/2", "d/e/3", "e"):
+        (tmp_path / "root" / path).write_bytes(b"x")
+    async with watching(tmp_path, owed=owed) as watched:
+        assert watched.gone == ["d"]  # a directory is no file
+        (watched.root / "d").rename(watched.outside / "d")
+        await watched.until(lambda: len(watched.gone) > 3)
+        assert watched.gone == ["d", "d/1", "d/e/2", "d/e/3"]
+
+
+async def test_what_changes_during_a_scan_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    (tmp_path / "root" / "d").mkdir(parents=True)
+    for number in range(3 * BATCH):
+        (tmp_path / "root" / "d" / f"{number}").touch()
+    order: list[str] = []
+
+    class Busy(Watched):
+        async def _settled(self, versions: list[FileVersion]) -> None:
+            order.append(versions[0].path.partition("/")[0])
+            if order == ["d"]:
+                # Where the scan has been already.
+                self.move_in("late")
+                self.folder._hint("late", renamed=True)
+            await super()._settled(versions)
+
+    watched = Busy(tmp_path / "root", tmp_path, 0.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watched.folder.run)
+        await watched.rescan()
+        nursery.cancel_scope.cancel()
+    assert order[:2] == ["d", "late"]
+    assert order.count("d") == 3
 
 
 # --- What is nobody's, or cannot be sent
@@ -641,6 +769,38 @@ async def test_a_root_that_is_replaced_is_noticed(tmp_path: Path) -> None:
         await watched.barrier()
 
 
+async def test_a_root_that_is_replaced_is_noticed_though_nobody_asks(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """No event tells that it was renamed, or that a disk was mounted over it."""
+    async with watching(tmp_path) as watched:
+        watched.root.rename(tmp_path / "away")
+        watched.root.mkdir()
+        (watched.root / "a").write_bytes(b"x")
+        await wait_all_tasks_blocked()
+        mock_clock.jump(RETRY)
+        await poll(lambda: watched.folder.problem)
+        mock_clock.jump(RETRY)
+        await poll(lambda: watched.folder.settling)
+        assert watched.folder.problem == ""
+        await watched.barrier()
+
+
+async def test_a_root_that_is_a_link_is_watched_where_it_leads(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "root").symlink_to(real)
+    async with watching(tmp_path, quiet=0.0) as watched:
+        (real / "below").mkdir()
+        watched.move_in("below/a")
+        await watched.until(lambda: watched.paths == ["below/a"])
+        (real / "below" / "a").unlink()
+        await watched.until(lambda: watched.gone == ["below/a"])
+        shutil.rmtree(real)
+        await poll(lambda: watched.folder.problem)
+        assert watched.folder.problem == f"{watched.root} is gone or was replaced"
+
+
 async def test_a_root_that_is_not_there_at_the_start_is_waited_for(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         watched = Watched(tmp_path / "root", tmp_path, HOUR)
@@ -670,7 +830,7 @@ async def test_a_thread_that_fails_is_replaced(
         with monkeypatch.context() as patch:
             patch.setattr(thread, "handle_event", fail)
             watched.move_in("a")
-            await poll(lambda: not thread.is_alive())
+            await poll(lambda: not thread.is_alive() and watched.folder._overflowed)
         mock_clock.jump(AFTER_OVERFLOW)
         await poll(lambda: watched.folder.problem)
         mock_clock.jump(RETRY)
@@ -689,7 +849,7 @@ async def test_a_root_that_was_deleted_is_not_taken_for_what_is_there_now(
         watch.check(tmp_path)
         dispatch(watch, DirDeletedEvent(str(tmp_path / "below")))
         watch.check(tmp_path)
-        dispatch(watch, DirDeletedEvent(str(tmp_path)))
+        dispatch(watch, DirDeletedEvent(f"{tmp_path}/"))
         with pytest.raises(FileNotFoundError, match="was replaced"):
             watch.check(tmp_path)
     finally:

@@ -13,7 +13,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from syncd.errors import JournalError, LockedError
+from syncd.errors import ErrorType, JournalError, LockedError
+from syncd.sync import journal as journal_module
 from syncd.sync.journal import Arrival, Counts, Journal, PeerCount, open_journal
 from syncd.sync.plan import SMALL, Delivery, FileVersion
 
@@ -44,8 +45,8 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
         yield journal
 
 
-async def owed(journal: Journal, *peers: str, now: float = NOW) -> list[Delivery]:
-    return await journal.pending(peers or (BOB,), now, 100)
+async def owed(journal: Journal, *peers: str) -> list[Delivery]:
+    return await journal.pending(peers or (BOB,), 100)
 
 
 async def only(journal: Journal, peer: str = BOB) -> Delivery:
@@ -137,6 +138,19 @@ async def test_a_newer_version_stays_owed_when_the_older_is_done(journal: Journa
     assert (await only(journal)).version == newer
 
 
+async def test_a_file_renamed_while_it_is_sent_stays_owed(journal: Journal) -> None:
+    """The same inode, size and time, and maybe the id that has just become free."""
+    await journal.owe([named("a")], [BOB])
+    running = await only(journal)
+    await journal.gone("photos", ["a"])
+    await journal.owe([named("b")], [BOB])
+    await journal.failed(running, "declined", "ask bob", None)
+    before = await only(journal)
+    assert (before.version.path, before.attempts) == ("b", 0)
+    await journal.done(running, "delivered", DIGEST)
+    assert await only(journal) == before
+
+
 async def test_a_newer_version_is_not_blamed_for_the_failure_of_the_older(
     journal: Journal,
 ) -> None:
@@ -161,17 +175,20 @@ async def test_numbers_that_need_all_64_bits_survive(journal: Journal) -> None:
     assert await owed(journal) == []
     last = replace(VERSION, path="last", inode=2**63, size=2**63 - 1, mtime_ns=2**63 - 1)
     await journal.arriving(arrived(last))
-    assert await journal.arrival("photos", "last") == arrived(last)
+    assert await journal.arrivals("photos", "last") == [arrived(last)]
 
 
 # --- In which order
 
 
-async def test_the_oldest_come_first_and_failures_keep_their_place(journal: Journal) -> None:
+async def test_the_oldest_come_first_and_failures_after_them(journal: Journal) -> None:
     await journal.owe([named("c"), named("a")], [BOB])
     await journal.owe([named("b")], [BOB])
     first, *_ = await owed(journal)
     await journal.failed(first, "offline", "", NOW)
+    assert [each.version.path for each in await owed(journal)] == ["a", "b", "c"]
+    # Its peer is back: then it has its place again.
+    await journal.retry(BOB)
     assert [each.version.path for each in await owed(journal)] == ["c", "a", "b"]
 
 
@@ -179,22 +196,41 @@ async def test_small_and_large_files_each_have_their_limit(journal: Journal) -> 
     """So that a small file is among the candidates, however many large ones are older."""
     await journal.owe([named(f"{n}", size=SMALL + 1) for n in range(5)], [BOB, CAROL])
     await journal.owe([named("s1", size=SMALL), named("s2")], [BOB])
-    pending = await journal.pending([BOB], NOW, 2)
+    pending = await journal.pending([BOB], 2)
     assert [each.version.path for each in pending] == ["0", "1", "s1", "s2"]
-    both = await journal.pending([BOB, CAROL], NOW, 1)
+    both = await journal.pending([BOB, CAROL], 1)
     assert [(each.peer, each.version.path) for each in both] == [
         (BOB, "0"), (BOB, "s1"), (CAROL, "0"),
     ]  # fmt: skip
-    assert await journal.pending([], NOW, 9) == []
+    assert await journal.pending([], 9) == []
 
 
-async def test_of_those_that_must_wait_the_first_is_told(journal: Journal) -> None:
+async def test_those_that_must_wait_are_told_in_the_order_of_their_times(
+    journal: Journal,
+) -> None:
     await journal.owe([named(path) for path in "abc"], [BOB])
     for delivery, wait in zip(await owed(journal), (20, 10, 0), strict=True):
         await journal.failed(delivery, "offline", "", NOW + wait)
     told = [(each.version.path, each.not_before) for each in await owed(journal)]
-    assert told == [("b", NOW + 10), ("c", NOW)]
-    assert [each.version.path for each in await owed(journal, now=NOW + 20)] == ["a", "b", "c"]
+    assert told == [("c", NOW), ("b", NOW + 10), ("a", NOW + 20)]
+    assert [each.version.path for each in await journal.pending([BOB], 1)] == ["c"]
+
+
+async def test_what_is_next_is_found_without_looking_at_all_that_is_owed(
+    journal: Journal,
+) -> None:
+    """At every wake: a search in an index, and no sorting."""
+    statements: list[str] = []
+    journal._connection.set_trace_callback(statements.append)
+    await owed(journal)
+    journal._connection.set_trace_callback(None)
+    queries = [each for each in statements if each.startswith("SELECT")]
+    assert len(queries) == 2
+    for query in queries:
+        plan = journal._connection.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+        assert [step for *_, step in plan] == [
+            "SEARCH owed USING INDEX owed_next (peer=? AND parked=? AND <expr>=?)"
+        ]
 
 
 async def test_a_peer_that_is_back_is_tried_at_once_with_all_but_what_is_parked(
@@ -212,8 +248,8 @@ async def test_a_peer_that_is_back_is_tried_at_once_with_all_but_what_is_parked(
 
 async def test_a_file_that_is_gone_is_owed_to_nobody(journal: Journal) -> None:
     await journal.owe([named("a"), named("b")], [BOB, CAROL])
-    await journal.gone("photos", "a")
-    await journal.gone("other", "b")
+    await journal.gone("photos", ["a"])
+    await journal.gone("other", ["b"])
     left = [(each.peer, each.version.path) for each in await owed(journal, BOB, CAROL)]
     assert left == [(BOB, "b"), (CAROL, "b")]
 
@@ -222,7 +258,7 @@ async def test_a_file_that_comes_back_is_not_sent_again(journal: Journal) -> Non
     """Moved out of the folder and in again: it is the version that the peer has."""
     await journal.owe([VERSION], [BOB])
     await journal.done(await only(journal), "delivered", DIGEST)
-    await journal.gone("photos", VERSION.path)
+    await journal.gone("photos", [VERSION.path])
     await journal.owe([VERSION], [BOB])
     assert await owed(journal) == []
 
@@ -257,9 +293,10 @@ async def test_an_arrival_is_not_owed_to_its_origin_but_to_others(journal: Journ
 
 async def test_an_arrival_that_was_changed_here_is_owed_to_all(journal: Journal) -> None:
     await journal.arriving(arrived())
+    await journal.owe([VERSION], [BOB])
     await journal.owe([replace(VERSION, mtime_ns=112)], [BOB])
     assert (await only(journal)).version.mtime_ns == 112
-    assert await journal.arrival("photos", VERSION.path) is None
+    assert await journal.arrivals("photos", VERSION.path) == []
 
 
 async def test_an_arrival_in_place_of_what_was_owed_to_its_origin_ends_that(
@@ -274,13 +311,54 @@ async def test_an_arrival_in_place_of_what_was_owed_to_its_origin_ends_that(
 
 
 async def test_an_arrival_is_remembered_until_the_file_is_gone(journal: Journal) -> None:
-    assert await journal.arrival("photos", VERSION.path) is None
+    assert await journal.arrivals("photos", VERSION.path) == []
     await journal.arriving(arrived(peer=CAROL))
     await journal.arriving(arrived())
-    assert await journal.arrival("photos", VERSION.path) == arrived()
-    assert await journal.arrival("other", VERSION.path) is None
-    await journal.gone("photos", VERSION.path)
-    assert await journal.arrival("photos", VERSION.path) is None
+    assert await journal.arrivals("photos", VERSION.path) == [arrived()]
+    assert await journal.arrivals("other", VERSION.path) == []
+    # What it is about to replace goes away.
+    await journal.gone("photos", [VERSION.path])
+    assert await journal.arrivals("photos", VERSION.path) == [arrived()]
+    await journal.owe([VERSION], [BOB])
+    assert await journal.arrivals("photos", VERSION.path) == [arrived()]
+    await journal.gone("photos", [VERSION.path])
+    assert await journal.arrivals("photos", VERSION.path) == []
+
+
+async def test_nothing_that_arrived_is_owed_to_its_origin_while_more_arrives(
+    journal: Journal,
+) -> None:
+    """Whether the look finds the old version still, or the new one already."""
+    newer = replace(VERSION, mtime_ns=112, inode=8)
+    await journal.arriving(arrived())
+    await journal.owe([VERSION], [BOB, CAROL])
+    await journal.arriving(arrived(newer))
+    assert await journal.arrivals("photos", VERSION.path) == [arrived(newer), arrived()]
+    await journal.owe([VERSION], [BOB, CAROL])
+    assert [each.version for each in await owed(journal, BOB, CAROL)] == [VERSION]
+    await journal.owe([newer], [BOB, CAROL])
+    assert [each.version for each in await owed(journal, BOB, CAROL)] == [newer]
+    assert await journal.arrivals("photos", VERSION.path) == [arrived(newer)]
+
+
+async def test_what_lies_there_already_can_arrive_again(journal: Journal) -> None:
+    """As when the receipt was lost: no other look will find it."""
+    await journal.owe([VERSION], [])
+    await journal.arriving(arrived(peer=CAROL))
+    await journal.arriving(arrived())
+    assert await journal.arrivals("photos", VERSION.path) == [arrived()]
+    await journal.owe([VERSION], [BOB])
+    assert await owed(journal) == []
+
+
+async def test_arrivals_that_nobody_ever_looks_at_are_forgotten_one_day(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_MAX_ARRIVING", 2)
+    for path in "abc":
+        await journal.arriving(arrived(named(path)))
+    left = [await journal.arrivals("photos", path) for path in "abc"]
+    assert left == [[], [arrived(named("b"))], [arrived(named("c"))]]
 
 
 # --- Counts
@@ -326,7 +404,7 @@ async def test_counts_are_remembered_until_something_changes(journal: Journal) -
         (1, None), (1, NOW), (1, None), (0, None),
     ]  # fmt: skip
     await journal.owe([named("b")], [BOB])
-    await journal.gone("photos", "b")
+    await journal.gone("photos", ["b"])
     assert (await journal.counts()).pending == {}
     await journal.owe([named("c")], [CAROL])
     await journal.forget_others({})
@@ -376,7 +454,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     async with open_journal(tmp_path) as journal:
         again = await owed(journal)
         assert again == [replace(second, attempts=1, not_before=NOW + 5)]
-        assert await journal.arrival("photos", "c") == arrived(named("c"))
+        assert await journal.arrivals("photos", "c") == [arrived(named("c"))]
         await journal.owe([VERSION], [BOB])
         assert await owed(journal) == again
 
@@ -434,7 +512,7 @@ async def test_what_was_said_to_be_owed_survives_a_kill(tmp_path: Path) -> None:
     """And the lock dies with the process."""
     said = await trio.to_thread.run_sync(owe_until_killed, tmp_path)
     async with open_journal(tmp_path) as journal:
-        there = [each.version.path for each in await journal.pending([BOB], NOW, 10_000_000)]
+        there = [each.version.path for each in await journal.pending([BOB], 10_000_000)]
     # It may have been killed between the two.
     assert there[: len(said)] == said
     assert len(there) - len(said) in (0, 1)
@@ -540,7 +618,7 @@ async def test_no_damage_to_the_header_ends_in_a_traceback(tmp_path: Path) -> No
         (state / "journal.db").write_bytes(broken)
         try:
             async with open_journal(state) as journal:
-                assert len(await journal.pending([BOB], NOW, 1000)) == 150
+                assert len(await journal.pending([BOB], 1000)) == 150
                 await journal.owe([VERSION], [BOB])
         except JournalError as error:
             refused.add(position)
@@ -576,10 +654,11 @@ async def test_damage_that_shows_later_is_an_error_of_the_journal(tmp_path: Path
     async with open_journal(tmp_path) as journal:
         with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as database:
             database.execute("DROP TABLE owed")
-        with pytest.raises(JournalError, match="no such table: owed"):
+        with pytest.raises(JournalError, match="no such table: owed") as caught:
             await journal.owe([VERSION], [BOB])
+        assert caught.value.type is ErrorType.CANCEL
         # Nothing of it was kept.
-        assert await journal.arrival("photos", VERSION.path) is None
+        assert await journal.arrivals("photos", VERSION.path) == []
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -652,8 +731,21 @@ async def test_a_disk_that_fills_up_later_loses_nothing_that_was_written(
         with pytest.raises(JournalError) as caught:
             await journal.owe(many, [CAROL])
         assert caught.value.hint == "is the disk of the state directory full, or read-only?"
+        assert caught.value.type is ErrorType.WAIT
         assert (await only(journal)).version == VERSION
         assert await owed(journal, CAROL) == []
         ballast.unlink()
         await journal.owe([named("b")], [BOB])
         assert len(await owed(journal)) == 2
+
+
+async def test_a_disk_that_refuses_may_take_it_later(journal: Journal) -> None:
+    """The type of the error says that it is worth another try."""
+    journal._connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(JournalError) as caught:
+        await journal.owe([VERSION], [BOB])
+    assert caught.value.type is ErrorType.WAIT
+    assert await owed(journal) == []
+    journal._connection.execute("PRAGMA query_only = 0")
+    await journal.owe([VERSION], [BOB])
+    assert (await only(journal)).version == VERSION

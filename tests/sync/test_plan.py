@@ -171,6 +171,12 @@ def test_what_must_wait_says_how_long() -> None:
     assert start(owed, now=NOW + 4) == ([2, 3], NOW + 9)
 
 
+def test_a_retry_further_off_than_any_is_due() -> None:
+    """The clock was set back since; nobody shall wait for years."""
+    owed = [delivery(1, not_before=NOW + RETRY_LAST), delivery(2, not_before=4e9)]
+    assert start(owed) == ([2], NOW + RETRY_LAST)
+
+
 def test_nothing_owed_is_nothing_to_do() -> None:
     assert start([]) == ([], math.inf)
 

@@ -105,6 +105,24 @@ def test_each_file_has_its_own_time() -> None:
     assert settling.next_look() == 2.5
 
 
+def test_a_file_that_changed_again_comes_after_those_that_did_not() -> None:
+    settling = Settling(QUIET)
+    settling.looked("a", LOOK, 1.0)
+    settling.looked("b", LOOK, 1.25)
+    settling.looked("a", other("size"), 1.5)
+    assert (settling.next_look(), settling.due(2.25)) == (2.25, ["b"])
+    assert settling.due(2.5) == ["b", "a"]
+    assert ("a" in settling, "c" in settling) == (True, False)
+
+
+def test_a_file_is_due_at_the_very_time_that_was_told() -> None:
+    """Or somebody who waits until then would look, and wait again for no time at all."""
+    settling = Settling(0.1)
+    for number in range(1000):
+        settling.looked("a", LOOK, number / 7)
+        assert settling.looked("a", LOOK, settling.next_look()) is True
+
+
 def test_a_look_is_taken_from_a_stat(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"12345")

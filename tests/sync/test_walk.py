@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Beyond the year 2262, which is further than 63 bits of nanoseconds reach.
 FAR = 9_300_000_000  # seconds since 1970
+# And the other way, before 1678.
+EARLY = -(10**19)  # nanoseconds since 1970
 
 
 def walked(root: Path, skipped: list[tuple[str, str]] | None = None) -> dict[str, Look]:
@@ -139,8 +141,28 @@ def test_what_cannot_be_sent_is_noted_and_the_rest_is_found(tmp_path: Path) -> N
     assert sorted(skipped) == [
         ("caf\udce9", "the name is no valid UTF-8"),
         ("d\udcff", "the name is no valid UTF-8"),
-        ("far", "its time lies beyond the year 2262"),
+        ("far", "its time is not between 1678 and 2262"),
     ]
+
+
+def test_a_time_before_all_that_can_be_told_is_noted(tmp_path: Path) -> None:
+    file = put(tmp_path / "early")
+    os.utime(file, ns=(EARLY, EARLY))
+    if file.stat().st_mtime_ns != EARLY:
+        pytest.skip(f"the file system of {tmp_path} knows no such times")
+    skipped: list[tuple[str, str]] = []
+    assert walked(tmp_path, skipped) == {}
+    assert skipped == [("early", "its time is not between 1678 and 2262")]
+    assert look_at(tmp_path, {"early": False}) == {"early": (None, False)}
+
+
+def test_a_walk_of_a_tree_tells_only_what_lies_below_it(tmp_path: Path) -> None:
+    for path in ("a", "d/b", "d/e/c", "d-not/f"):
+        put(tmp_path / path)
+    [batch] = walk(tmp_path, [], "d")
+    assert {path for path, _ in batch} == {"d/b", "d/e/c"}
+    # It may have turned into a file meanwhile, or be gone.
+    assert list(walk(tmp_path, [], "a")) == list(walk(tmp_path, [], "gone")) == []
 
 
 def test_of_what_cannot_be_sent_only_some_is_noted(tmp_path: Path) -> None:
