@@ -261,7 +261,9 @@ def _make_offer(source: Source, target: Target) -> si.Offer:
             f"the name {path!r} cannot be sent: it is no valid text", hint="rename the file"
         )
     components = paths.split(path)
-    sync = si.Sync(folder=source.folder, path=path, mtime_ns=source.version.mtime_ns)
+    # A time before 1970 is a clock gone wrong, and no reason not to deliver.
+    mtime_ns = max(0, source.version.mtime_ns)
+    sync = si.Sync(folder=source.folder, path=path, mtime_ns=mtime_ns)
     return si.Offer(
         sid=secrets.token_hex(16),  # 128 bits: nobody can claim a stream by guessing
         name=components[-1],

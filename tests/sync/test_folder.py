@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from syncd.sync.folder import AFTER_OVERFLOW, RESCAN, RETRY, Folder
 from syncd.sync.walk import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from trio.testing import MockClock
@@ -81,17 +82,18 @@ class Watched:
         return [path for path in paths if not path.startswith("barrier-")]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until something told makes it true."""
-        with trio.fail_after(PATIENCE):
+        """Wait until what is told makes it true."""
+        with bounded():
             while not condition():
                 await self._news.wait()
 
     async def rescan(self) -> None:
-        with trio.fail_after(PATIENCE):
+        with bounded():
             await self.folder.rescan()
 
     async def barrier(self) -> None:
         """Return when all that has happened so far was heard and looked at."""
+        assert self.folder.problem == ""
         self.barriers += 1
         name = f"barrier-{self.barriers}"
         self.move_in(name)
@@ -122,6 +124,20 @@ class Watched:
     def _tell(self) -> None:
         self._news.set()
         self._news = trio.Event()
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """End what takes too long, by the real clock; trio's may be one that stands still."""
+    token = trio.lowlevel.current_trio_token()
+    with trio.CancelScope() as scope:
+        timer = threading.Timer(PATIENCE, lambda: token.run_sync_soon(scope.cancel))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+    assert not scope.cancelled_caught, f"not within {PATIENCE:g} s"
 
 
 @contextlib.asynccontextmanager
