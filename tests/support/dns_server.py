@@ -13,6 +13,8 @@ import dns.rcode
 import dns.rrset
 import trio
 
+from tests.support.processes import free_ports
+
 # RFC 1035 section 4.2.1: what is longer goes by TCP.
 MAX_UDP = 512  # bytes
 
@@ -54,8 +56,9 @@ async def name_server(zone: Zone) -> AsyncIterator[NameServer]:
     """Serve a zone by UDP, and by TCP on the same port."""
     udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
     with udp:
-        await udp.bind(("127.0.0.1", 0))
-        port = udp.getsockname()[1]
+        # Not one of the system's choice: that is free for UDP, and may be a connection's by TCP.
+        (port,) = free_ports(1)
+        await udp.bind(("127.0.0.1", port))
         (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
         resolver = dns.asyncresolver.Resolver(configure=False)
         resolver.nameservers = ["127.0.0.1"]
