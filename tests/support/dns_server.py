@@ -56,7 +56,7 @@ async def name_server(zone: Zone) -> AsyncIterator[NameServer]:
     """Serve a zone by UDP, and by TCP on the same port."""
     udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
     with udp:
-        # Not one of the system's choice: that is free for UDP, and may be a connection's by TCP.
+        # One of the system's choice is free for UDP, but may be a connection's by TCP.
         (port,) = free_ports(1)
         await udp.bind(("127.0.0.1", port))
         (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
