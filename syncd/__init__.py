@@ -3,17 +3,19 @@
 The map, in the order a file travels:
 
 - `sync`: which file goes to whom, and when; knows no XML.
-- `transfer`: one file to one peer; knows no folders' rules. `disk`: files below a folder.
+- `transfer`: one file to one peer; knows no folders' rules. `bytestreams`: ways for its
+  bytes. `trust`: keys and sealing. `disk`: files below a folder.
 - `xmpp`: an XMPP client stream without I/O, `link`: the same on trio; both know no files.
 - `control`: the local window (ZeroMQ) that `syncctl` looks through.
 - `cli`: `syncctl`. `demo`: a small XMPP server, for `syncctl demo` and the tests.
 - `daemon`: wires all of it, and owns every nursery; `config` reads the one TOML file;
   `errors` is the whole exception tree.
 
-Who may import whom: `errors` nobody; `xmpp`, `disk`, `sync` and `control` only `errors`;
-`link` and `config` only `xmpp` and `errors`; `transfer` `xmpp`, `disk` and `errors`; `cli` only
-`control`, `config` and `errors` (its demo command also `demo`); `demo` the sans-IO parts of
-`xmpp` and `transfer`; `daemon` everything. Modules marked "Sans-IO" import no trio, socket,
+Who may import whom: `errors` nobody; `xmpp`, `disk`, `trust`, `sync` and `control` only
+`errors`; `link`, `bytestreams` and `config` only `xmpp` and `errors`; `transfer` these two and
+`disk`, `trust` and `bytestreams`; `cli` only `control`, `config` and `errors` (its demo command
+also `demo`); `demo` the sans-IO parts of `xmpp`, `bytestreams` and `transfer`; `daemon`
+everything. Modules marked "Sans-IO" import no trio, socket,
 ssl, time, random or os: clock, nonces and ids are arguments. tests/test_layers.py proves both
 rules.
 """

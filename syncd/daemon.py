@@ -37,6 +37,8 @@ import trio
 
 import syncd
 from syncd import config as configuration
+from syncd.bytestreams import s5b
+from syncd.bytestreams.sockets import Listener, open_listener
 from syncd.control import messages
 from syncd.control.escape import printable, printable_lines
 from syncd.control.server import serve
@@ -58,8 +60,7 @@ from syncd.status import Reporter, Transfers
 from syncd.sync import engine as sync_engine
 from syncd.sync.journal import Arrival, open_journal
 from syncd.sync.plan import Delivery, FileVersion
-from syncd.transfer import s5b, schema, si
-from syncd.transfer.bytestream import Listener, open_listener
+from syncd.transfer import schema, si
 from syncd.transfer.receiver import Arriving, Inbox, Incoming, Known, Receiver
 from syncd.transfer.sender import Sender, Source, Target
 from syncd.xmpp import disco

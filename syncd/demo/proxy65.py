@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from syncd.bytestreams import s5b
+from syncd.bytestreams.socks5 import Acceptor
 from syncd.demo.faults import cut
 from syncd.demo.routing import NS_INFO, NS_ITEMS, make_info
 from syncd.errors import ErrorType, StanzaError
-from syncd.transfer import s5b, si
-from syncd.transfer.socks5 import Acceptor
+from syncd.transfer import si
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import make
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import blake3
 import trio
 
+from syncd.bytestreams import s5b
+from syncd.bytestreams.sockets import connect_first
 from syncd.disk import paths
 from syncd.disk.partial import Action, Identity, PartialFile, Place, identity_of, key_of
 from syncd.errors import (
@@ -33,8 +35,7 @@ from syncd.errors import (
     SyncdError,
     TransferError,
 )
-from syncd.transfer import pump, s5b, schema, si
-from syncd.transfer.bytestream import connect_first
+from syncd.transfer import pump, schema, si
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import blake3
 import trio
 
+from syncd.bytestreams import s5b
 from syncd.disk import paths
 from syncd.disk.beneath import open_source
 from syncd.disk.partial import Identity, identity_of
@@ -26,7 +27,7 @@ from syncd.errors import (
     SyncdError,
     TransferError,
 )
-from syncd.transfer import pump, s5b, si
+from syncd.transfer import pump, si
 from syncd.xmpp.xml import is_writable
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from xml.etree.ElementTree import Element
 
-    from syncd.transfer.bytestream import Listener
+    from syncd.bytestreams.sockets import Listener
     from syncd.xmpp.jid import JID
     from syncd.xmpp.stanza import Iq, IqType
 

@@ -12,11 +12,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from syncd.bytestreams import s5b
 from syncd.demo import proxy65
 from syncd.demo.faults import Faults, cut
 from syncd.demo.proxy65 import Proxy65
 from syncd.errors import BytestreamError, RemoteProtocolError, StanzaError
-from syncd.transfer import s5b, si
+from syncd.transfer import si
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import make_iq, read_iq
 from syncd.xmpp.xml import make, serialise

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from syncd.bytestreams import s5b
 from syncd.demo import server
 from syncd.demo.faults import Faults, payload
 from syncd.demo.server import open_server
-from syncd.transfer import s5b
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import make_iq, read_error
 from syncd.xmpp.xml import make

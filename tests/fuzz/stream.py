@@ -24,9 +24,10 @@ from xml.etree.ElementTree import Element, XMLPullParser
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from syncd.bytestreams import s5b
 from syncd.errors import RemoteProtocolError, StanzaError
 from syncd.link.contacts import Contacts
-from syncd.transfer import s5b, schema, si
+from syncd.transfer import schema, si
 from syncd.xmpp import caps, disco
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import (

@@ -28,10 +28,11 @@ from xml.etree.ElementTree import Element
 import trio
 import trio.testing
 
+from syncd.bytestreams import s5b
+from syncd.bytestreams.sockets import Listener, open_listener
 from syncd.disk.partial import Identity
 from syncd.errors import DeclinedError, OfflineError, StanzaError
-from syncd.transfer import s5b, si
-from syncd.transfer.bytestream import Listener, open_listener
+from syncd.transfer import si
 from syncd.transfer.receiver import Arriving, Inbox, Incoming, Known, Receiver
 from syncd.transfer.sender import Sender, Sent, Source, Target
 from syncd.xmpp.jid import JID

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 
 import trio
 
-from syncd.transfer.socks5 import Connector
+from syncd.bytestreams.socks5 import Connector
 from syncd.xmpp import sasl
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import make_iq

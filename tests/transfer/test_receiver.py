@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from syncd.bytestreams import s5b
 from syncd.disk import beneath
 from syncd.disk.partial import PartialFile, key_of
 from syncd.errors import (
@@ -23,7 +24,7 @@ from syncd.errors import (
     StanzaError,
     TransferError,
 )
-from syncd.transfer import receiver, s5b, si
+from syncd.transfer import receiver, si
 from syncd.transfer.sender import Sent
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_iq

@@ -8,8 +8,9 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
+from syncd.bytestreams import s5b
 from syncd.errors import StanzaError
-from syncd.transfer import s5b, schema, si
+from syncd.transfer import schema, si
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import MAX_ATTRIBUTES, NS_CLIENT, NS_STREAMS, StreamParser
 

@@ -9,6 +9,7 @@ import blake3
 import pytest
 import trio
 
+from syncd.bytestreams import s5b
 from syncd.errors import (
     BytestreamError,
     ChangedError,
@@ -21,7 +22,7 @@ from syncd.errors import (
     SyncdError,
     TransferError,
 )
-from syncd.transfer import s5b, sender, si
+from syncd.transfer import sender, si
 from syncd.transfer.sender import Sent, Target
 from tests.support.peers import ALICE, BOB, Fault, Peers, open_files, open_peers
 from tests.support.steps import cancelled_at

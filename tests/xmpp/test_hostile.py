@@ -17,10 +17,11 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
+from syncd.bytestreams import s5b
 from syncd.errors import AuthenticationError, OfflineError, RemoteProtocolError, StanzaError
 from syncd.link.connect import Connection
 from syncd.link.session import Session
-from syncd.transfer import s5b, schema, si
+from syncd.transfer import schema, si
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq
 from syncd.xmpp.stream import State, StreamEnded, TLSWanted

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syncd.bytestreams import s5b
+from syncd.bytestreams.s5b import Streamhost
 from syncd.errors import ErrorType, RemoteProtocolError, StanzaError
-from syncd.transfer import s5b
-from syncd.transfer.s5b import Streamhost
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import serialise
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syncd.bytestreams.socks5 import Acceptor, Connector, is_address
 from syncd.errors import BytestreamError, RemoteProtocolError
-from syncd.transfer.socks5 import Acceptor, Connector, is_address
 
 # XEP-0065 examples: the stream id and JIDs of the direct connection.
 ADDRESS = hashlib.sha1(

@@ -13,8 +13,8 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from syncd.bytestreams import socks5
 from syncd.errors import ErrorType, RemoteProtocolError, StanzaError
-from syncd.transfer import socks5
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import make
 

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from syncd.bytestreams import socks5
+from syncd.bytestreams.addresses import own_addresses
 from syncd.errors import BytestreamError, ConfigError
-from syncd.transfer import socks5
-from syncd.transfer.addresses import own_addresses
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from syncd.transfer.s5b import Streamhost
+    from syncd.bytestreams.s5b import Streamhost
 
 log = logging.getLogger(__name__)
 

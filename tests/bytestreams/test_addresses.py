@@ -3,8 +3,8 @@ import socket
 
 import pytest
 
-from syncd.transfer import addresses
-from syncd.transfer.addresses import own_addresses
+from syncd.bytestreams import addresses
+from syncd.bytestreams.addresses import own_addresses
 
 
 def test_only_addresses_that_others_may_reach_are_listed() -> None:

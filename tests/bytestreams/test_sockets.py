@@ -10,15 +10,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from syncd.errors import BytestreamError, ConfigError
-from syncd.transfer import bytestream
-from syncd.transfer.bytestream import (
+from syncd.bytestreams import sockets
+from syncd.bytestreams.s5b import Streamhost
+from syncd.bytestreams.sockets import (
     Listener,
     connect_first,
     connect_streamhost,
     open_listener,
 )
-from syncd.transfer.s5b import Streamhost
+from syncd.errors import BytestreamError, ConfigError
 from syncd.xmpp.jid import JID
 from tests.support.steps import cancelled_at, open_sockets
 
@@ -224,8 +224,8 @@ async def test_a_flood_of_silent_connections_drops_the_oldest_and_shuts_nobody_o
         with listener.expect(ADDRESS) as slot:
             theirs = await connect_streamhost(at(listener.port), ADDRESS)
             ours = await slot.winner()
-            assert len(listener._half_open) <= bytestream.MAX_HALF_OPEN
-            assert open_sockets() - before <= 80 + bytestream.MAX_HALF_OPEN + 2
+            assert len(listener._half_open) <= sockets.MAX_HALF_OPEN
+            assert open_sockets() - before <= 80 + sockets.MAX_HALF_OPEN + 2
             for oldest in flood[:16]:
                 assert await oldest.receive_some(1) == b""
         for stream in (*flood, theirs, ours):
@@ -276,7 +276,7 @@ async def test_running_out_of_descriptors_pauses_the_listener(
                     break
             with caplog.at_level(logging.WARNING):
                 await client.connect(("127.0.0.1", listener.port))
-                await trio.sleep(10 * bytestream.ACCEPT_PAUSE)
+                await trio.sleep(10 * sockets.ACCEPT_PAUSE)
             assert [r.getMessage() for r in caplog.records] == [
                 "cannot accept connections for now: Too many open files"
             ]
