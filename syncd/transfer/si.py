@@ -3,7 +3,8 @@
 Between two syncds the offer also carries a childless ``<sync/>``, and when all bytes are out
 the sender asks for the receipt: ``<finish/>`` with the length and the hash of the whole file,
 answered by ``<receipt/>`` once the file is durable under its final name. A receipt that was
-lost on the way is asked for again with the same question.
+lost on the way is asked for again with the same question. A childless ``<seal/>`` in offer
+and answer says that the bytes are encrypted from end to end.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from syncd.errors import ErrorType, RemoteProtocolError, StanzaError
 from syncd.xmpp.xml import make
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from xml.etree.ElementTree import Element
 
 NS_SI = "http://jabber.org/protocol/si"
@@ -25,6 +26,7 @@ NS_FILE = "http://jabber.org/protocol/si/profile/file-transfer"
 NS_FEATURE = "http://jabber.org/protocol/feature-neg"
 NS_DATA = "jabber:x:data"
 NS_SYNC = "urn:syncd:sync:1"
+NS_SEAL = "urn:syncd:seal:1"
 # The two methods (XEP-0096 section 3.1).
 BYTESTREAMS = "http://jabber.org/protocol/bytestreams"
 IBB = "http://jabber.org/protocol/ibb"
@@ -41,6 +43,7 @@ VALUE = f"{{{NS_DATA}}}value"
 SYNC = f"{{{NS_SYNC}}}sync"
 FINISH = f"{{{NS_SYNC}}}finish"
 RECEIPT = f"{{{NS_SYNC}}}receipt"
+SEAL = f"{{{NS_SEAL}}}seal"
 
 # What a peer must tell by disco#info before it gets an offer (XEP-0095 section 3.1).
 REQUIRED_FEATURES = frozenset({NS_SI, NS_FILE})
@@ -55,9 +58,14 @@ MAX_NAME = 4_096  # characters
 MAX_FOLDER = 64  # characters
 # A client offers 2 methods; gloox 3 and an empty one.
 MAX_METHODS = 16  # options
+# A public key of the hybrid KEM in base64 has 1,624; the rest is short.
+MAX_SEAL = 4_096  # characters of one attribute
+# Signatures in base64 have 88.
+MAX_SIGNATURE = 128  # characters
 
 # xs:integer; longer ones are larger than any file.
 _INTEGER = re.compile(r"[ \t\r\n]*[+-]?[0-9]{1,24}[ \t\r\n]*")
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +93,10 @@ class Offer:
       size: Length of the whole file, bytes; None if the sender does not say.
       methods: Namespaces of the bytestreams that the sender can do, in its order.
       ranged: The sender can begin in the middle.
+      md5: Of the whole file, 32 hexadecimal digits in lower case, or empty.
+      date: Time of the last change as XEP-0082 writes it, or empty; not looked at.
       sync: Present between two syncds.
+      seal: Attributes of ``<seal/>``; None if the bytes are not sealed.
     """
 
     sid: str
@@ -93,7 +104,10 @@ class Offer:
     size: int | None
     methods: tuple[str, ...]
     ranged: bool = False
+    md5: str = ""
+    date: str = ""
     sync: Sync | None = None
+    seal: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +117,14 @@ class Answer:
     Attributes:
       method: One of the offered.
       offset: Where to begin, bytes.
+      length: How much is wanted from there, bytes; None: all the rest.
+      seal: Attributes of ``<seal/>``; None if the bytes are not sealed.
     """
 
     method: str
     offset: int = 0
+    length: int | None = None
+    seal: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,18 +135,21 @@ class Finish:
       sid: Of the offer.
       size: Length of the whole file, bytes.
       digest: BLAKE3 of the whole file, 32 bytes.
+      signature: What makes a receipt the receiver's own; empty if nothing was sealed.
     """
 
     sid: str
     size: int
     digest: bytes
+    signature: bytes = b""
 
 
 def make_offer(offer: Offer) -> Element:
     """Build the ``<si/>`` of an offer.
 
     COMPAT(Smack, XMPPFramework, iris): ``<file/>`` then ``<feature/>``, one list-single field,
-    name and size always there; many parsers go by position and crash on less.
+    name and size always there (0 too: Openfire refuses an offer without); many parsers go by
+    position and crash on less, and on white space.
     """
     options = [make(OPTION, None, make(VALUE, text=method)) for method in offer.methods]
     field = make(FIELD, {"var": "stream-method", "type": "list-single"}, *options)
@@ -137,7 +158,12 @@ def make_offer(offer: Offer) -> Element:
         {"id": offer.sid, "profile": NS_FILE, "mime-type": "application/octet-stream"},
         make(
             FILE,
-            {"name": offer.name, "size": offer.size},
+            {
+                "name": offer.name,
+                "size": offer.size,
+                "hash": offer.md5 or None,
+                "date": offer.date or None,
+            },
             *([make(RANGE)] if offer.ranged else []),
         ),
         make(FEATURE, None, make(X, {"type": "form"}, field)),
@@ -147,6 +173,8 @@ def make_offer(offer: Offer) -> Element:
         si.append(
             make(SYNC, {"folder": sync.folder, "path": sync.path, "mtime-ns": sync.mtime_ns})
         )
+    if offer.seal is not None:
+        si.append(make(SEAL, dict(offer.seal)))
     return si
 
 
@@ -176,7 +204,10 @@ def read_offer(si: Element) -> Offer:
         size=_read_size(file.get("size")),
         methods=methods,
         ranged=file.find(RANGE) is not None,
+        md5=_read_md5(file.get("hash", "")),
+        date=file.get("date", "")[:40],
         sync=_read_sync(si.find(SYNC)),
+        seal=_read_seal(si),
     )
 
 
@@ -190,6 +221,21 @@ def _offered_methods(si: Element) -> tuple[str, ...]:
         for value in field.iter(VALUE)
     ]
     return tuple(value for value in values[:MAX_METHODS] if value)
+
+
+def _read_md5(text: str) -> str:
+    # One that is no MD5 proves nothing, and is no reason to refuse the file.
+    text = text.strip().lower()
+    return text if _MD5.fullmatch(text) else ""
+
+
+def _read_seal(si: Element) -> Mapping[str, str] | None:
+    seal = si.find(SEAL)
+    if seal is None:
+        return None
+    if any(len(value) > MAX_SEAL for value in seal.attrib.values()):
+        raise _bad("a <seal/> that is too long")
+    return dict(seal.attrib)
 
 
 def _read_sync(sync: Element | None) -> Sync | None:
@@ -214,25 +260,29 @@ def make_answer(answer: Answer, offer: Offer) -> Element:
 
     COMPAT(Smack, XMPPFramework): ``<file/>`` in the result is fatal to them, so it is there
     only to begin in the middle, and only if ``<range/>`` was offered; ``<feature/>`` first.
+    COMPAT(Gajim): it ignores a length, so none is asked for.
     """
     field = make(FIELD, {"var": "stream-method"}, make(VALUE, text=answer.method))
     si = make(SI, None, make(FEATURE, None, make(X, {"type": "submit"}, field)))
     if answer.offset:
         assert offer.ranged, "only a ranged offer can be answered with an offset"
         si.append(make(FILE, None, make(RANGE, {"offset": answer.offset})))
+    if answer.seal is not None:
+        si.append(make(SEAL, dict(answer.seal)))
     return si
 
 
 def read_answer(si: Element | None, offer: Offer) -> Answer:
     """Read the answer to our offer.
 
-    COMPAT(Smack <= 4.3): answers with two values; the first that we offered counts.
+    COMPAT(Smack <= 4.3): answers with two values; what we offered first counts, and it opens
+    its ears for either.
 
     Raises:
       RemoteProtocolError: It chooses nothing that was offered, or an impossible range.
     """
     values = _offered_methods(si) if si is not None else ()
-    chosen = [value for value in values if value in offer.methods]
+    chosen = [method for method in offer.methods if method in values]
     if si is None or not chosen:
         raise RemoteProtocolError("the peer accepted the file but chose no way to get it")
     span = si.find(f"{FILE}/{RANGE}")
@@ -240,7 +290,22 @@ def read_answer(si: Element | None, offer: Offer) -> Answer:
     end = MAX_SIZE if offer.size is None else offer.size
     if offset is None or not 0 <= offset <= end:
         raise RemoteProtocolError("the peer asks for a part of the file that does not exist")
-    return Answer(method=chosen[0], offset=offset)
+    length = _read_length(span, end - offset)
+    try:
+        seal = _read_seal(si)
+    except StanzaError as error:
+        raise RemoteProtocolError(f"the peer answered with {error.text}") from error
+    return Answer(method=chosen[0], offset=offset, length=length, seal=seal)
+
+
+def _read_length(span: Element | None, left: int) -> int | None:
+    if span is None or span.get("length") is None:
+        return None
+    length = _number(span.get("length", ""))
+    if length is None or length < 0:
+        raise RemoteProtocolError("the peer asks for a part of the file that does not exist")
+    # Kopete asks for all the rest in numbers; who asks for more than there is gets what is.
+    return None if length >= left else length
 
 
 def make_finish(finish: Finish) -> Element:
@@ -279,7 +344,11 @@ def read_receipt(element: Element | None) -> Finish:
 
 def _make_digest(tag: str, finish: Finish) -> Element:
     blake3 = base64.b64encode(finish.digest).decode()
-    return make(tag, {"sid": finish.sid, "size": finish.size, "blake3": blake3})
+    signature = base64.b64encode(finish.signature).decode() or None
+    return make(
+        tag,
+        {"sid": finish.sid, "size": finish.size, "blake3": blake3, "signature": signature},
+    )
 
 
 def _read_digest(element: Element) -> Finish | None:
@@ -287,11 +356,14 @@ def _read_digest(element: Element) -> Finish | None:
     try:
         size = _read_size(element.get("size"))
         digest = base64.b64decode(element.get("blake3", "")[:64], validate=True)
+        signature = base64.b64decode(
+            element.get("signature", "")[:MAX_SIGNATURE], validate=True
+        )
     except (StanzaError, ValueError):  # ValueError: no base64, or not even ASCII
         return None
     if size is None or len(digest) != 32 or not 0 < len(sid) <= MAX_SID:
         return None
-    return Finish(sid=sid, size=size, digest=digest)
+    return Finish(sid=sid, size=size, digest=digest, signature=signature)
 
 
 def choose_method(offer: Offer, ours: Sequence[str]) -> str:

@@ -101,6 +101,7 @@ syncs = st.builds(
     path=texts,
     mtime_ns=st.integers(0, si.MAX_SIZE),
 )
+seals = st.dictionaries(st.sampled_from(["v", "key", "signature"]), texts)
 offers = st.builds(
     si.Offer,
     sid=texts,
@@ -108,13 +109,17 @@ offers = st.builds(
     size=st.none() | st.integers(0, si.MAX_SIZE),
     methods=st.sampled_from([BOTH, BOTH[::-1], BOTH[:1], BOTH[1:]]),
     ranged=st.booleans(),
+    md5=st.just("") | st.from_regex(r"[0-9a-f]{32}", fullmatch=True),
+    date=st.sampled_from(["", "2031-05-04T12:00:00Z"]),
     sync=st.none() | syncs,
+    seal=st.none() | seals,
 )
 finishes = st.builds(
     si.Finish,
     sid=texts,
     size=st.integers(0, si.MAX_SIZE),
     digest=st.binary(min_size=32, max_size=32),
+    signature=st.binary(max_size=64),
 )
 
 
@@ -133,7 +138,11 @@ def test_answer_that_is_written_is_read_the_same(
 ) -> None:
     last = original.size if original.size is not None else si.MAX_SIZE
     offset = data.draw(st.integers(0, last)) if original.ranged else 0
-    made = si.Answer(method=data.draw(st.sampled_from(original.methods)), offset=offset)
+    made = si.Answer(
+        method=data.draw(st.sampled_from(original.methods)),
+        offset=offset,
+        seal=data.draw(st.none() | seals),
+    )
     assert si.read_answer(carried(si.make_answer(made, original)), original) == made
 
 
@@ -156,9 +165,12 @@ def test_examples_of_the_specification_are_read() -> None:
         " date='1969-07-21T02:56:15Z'",
         "<desc>This is a test. If this were a real file...</desc>",
     )
-    for element in (offer(FILE, FEATURE), offer(complete, FEATURE)):
-        schema.check(element)
-        assert si.read_offer(element) == OFFER
+    described = replace(
+        OFFER, md5="552da749930852c69ae5d2141d3766b1", date="1969-07-21T02:56:15Z"
+    )
+    for element, expected in ((FILE, OFFER), (complete, described)):
+        schema.check(offer(element, FEATURE))
+        assert si.read_offer(offer(element, FEATURE)) == expected
 
 
 def test_recorded_offer_with_feature_before_file_is_read() -> None:
@@ -204,8 +216,8 @@ THUMBNAIL = "<thumbnail xmlns='urn:xmpp:thumbs:0' cid='a@b' width='8'/>"
         ),
         pytest.param(
             offer(QXMPP, form(field(si.IBB, si.BYTESTREAMS))),
-            replace(OFFER, methods=BOTH[::-1]),
-            id="QXmpp: in-band first, hash and date",
+            replace(OFFER, methods=BOTH[::-1], date="2031-05-04T12:00:00Z"),
+            id="QXmpp: in-band first, date, and a hash that is none",
         ),
         pytest.param(
             offer(file("name='test.txt'"), FEATURE),
@@ -238,6 +250,11 @@ THUMBNAIL = "<thumbnail xmlns='urn:xmpp:thumbs:0' cid='a@b' width='8'/>"
         ),
         pytest.param(
             offer("<range/>", FILE, FEATURE), OFFER, id="Libervia: range at the wrong place"
+        ),
+        pytest.param(
+            offer(file(f"name='test.txt' size='1022' hash=' {'aB' * 16}'"), FEATURE),
+            replace(OFFER, md5="ab" * 16),
+            id="a hash in capitals, padded",
         ),
         pytest.param(
             offer(file("name='test.txt' size=' 1022&#10;'"), FEATURE), OFFER, id="padded size"
@@ -453,6 +470,37 @@ def test_recorded_answer_with_two_values_is_read() -> None:
 def test_impossible_answers_are_the_peers_fault(element: Element | None) -> None:
     with pytest.raises(RemoteProtocolError):
         si.read_answer(element, OFFER)
+
+
+@pytest.mark.parametrize(
+    ("span", "length"),
+    [
+        ("offset='22' length='100'", 100),
+        ("length='0'", 0),
+        # Kopete says how much is left; that is all the rest.
+        ("offset='22' length='1000'", None),
+        ("offset='22' length='5000'", None),
+        ("offset='22'", None),
+    ],
+)
+def test_length_of_a_range_is_read(span: str, length: int | None) -> None:
+    element = answer(submit(si.BYTESTREAMS), file("", f"<range {span}/>"))
+    assert si.read_answer(element, OFFER).length == length
+
+
+@pytest.mark.parametrize("length", ["-1", "many", ""])
+def test_length_that_is_none_is_the_peers_fault(length: str) -> None:
+    element = answer(submit(si.BYTESTREAMS), file("", f"<range length='{length}'/>"))
+    with pytest.raises(RemoteProtocolError):
+        si.read_answer(element, OFFER)
+
+
+def test_seal_that_is_too_long_is_refused_in_offer_and_answer() -> None:
+    seal = f"<seal xmlns='{si.NS_SEAL}' key='{'x' * 5000}'/>"
+    with pytest.raises(StanzaError):
+        si.read_offer(offer(FILE, FEATURE, seal))
+    with pytest.raises(RemoteProtocolError):
+        si.read_answer(answer(submit(si.BYTESTREAMS), seal), OFFER)
 
 
 def test_offset_in_a_file_of_unknown_size_has_a_limit_too() -> None:
