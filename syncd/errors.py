@@ -3,7 +3,8 @@
 ::
 
     SyncdError
-    ├─ ConfigError · JournalError · ControlError ─ NotRunningError · LockedError
+    ├─ ConfigError · JournalError · NotFoundError
+    ├─ ControlError ─ NotRunningError · LockedError
     ├─ XMPPError
     │  ├─ OfflineError                          we, or the peer, are not there now
     │  ├─ AuthenticationError                   the server does not take our credentials
@@ -13,6 +14,7 @@
     └─ TransferError(type)
        ├─ DeclinedError                         the peer does not want the file
        ├─ BytestreamError                       no way to the peer; cause: a group, one each
+       │  └─ OpeningError(reason)               not by this way; perhaps by another
        └─ StalledError · TruncatedError · IntegrityError · ChangedError
 
 The message is a sentence for the user: what happened and why; `hint` is what to do. The
@@ -23,6 +25,7 @@ person. Sans-IO. Our own misuse is AssertionError or ValueError and not in this 
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 
 class ErrorType(enum.StrEnum):
@@ -33,6 +36,12 @@ class ErrorType(enum.StrEnum):
     CONTINUE = "continue"  # only a warning
     MODIFY = "modify"  # retry after changing what was sent
     WAIT = "wait"  # retry later
+
+
+# Why a SOCKS5 bytestream did not come about; see `OpeningError`.
+OpeningReason = Literal[
+    "nothing", "refused", "silent", "nonsense", "unconnected", "unreachable", "activation"
+]
 
 
 class SyncdError(Exception):
@@ -62,6 +71,10 @@ class ConfigError(SyncdError):
 
 class JournalError(SyncdError):
     """The journal cannot be read or written."""
+
+
+class NotFoundError(SyncdError):
+    """There is no file, folder or peer of the name that was given."""
 
 
 class ControlError(SyncdError):
@@ -149,9 +162,14 @@ class StanzaError(XMPPError):
 
 
 class TransferError(SyncdError):
-    """A file did not reach the other end."""
+    """A file did not reach the other end.
+
+    Attributes:
+      moved: How many bytes went out before it ended; what has arrived of them is kept there.
+    """
 
     default_type = ErrorType.WAIT
+    moved: int = 0
 
 
 class DeclinedError(TransferError):
@@ -162,6 +180,50 @@ class DeclinedError(TransferError):
 
 class BytestreamError(TransferError):
     """No way led to the peer; the cause is a group with one error for each that was tried."""
+
+
+class OpeningError(BytestreamError):
+    """No bytestream came about.
+
+    Args:
+      reason: What stood in the way; see the attribute.
+      message: As for `SyncdError`.
+      hint: As for `SyncdError`.
+      type: As for `SyncdError`.
+
+    Attributes:
+      reason: ``nothing``: we have no address to offer; ``refused``: the target answered with
+        an error; ``silent``: the target did not answer; ``nonsense``: its answer has no
+        meaning; ``unconnected``: it says that it is connected to us, and is not;
+        ``unreachable``: we cannot connect to the proxy that it uses; ``activation``: the proxy
+        does not join the two ends.
+    """
+
+    def __init__(
+        self,
+        reason: OpeningReason,
+        message: str,
+        *,
+        hint: str = "",
+        type: ErrorType | None = None,  # noqa: A002 - the RFC's word
+    ) -> None:
+        super().__init__(message, hint=hint, type=type)
+        self.reason = reason
+
+    @property
+    def later(self) -> bool:
+        """Whether the target wants it tried again, and no other way instead."""
+        cause = self.__cause__
+        return isinstance(cause, StanzaError) and cause.type is ErrorType.WAIT
+
+    @property
+    def same_sid(self) -> bool:
+        """Whether another method may be tried with the same sid.
+
+        COMPAT(pidgin, slixmpp): only behind an error of theirs do they wait for it; after
+        everything else they take a new offer with a new sid.
+        """
+        return self.reason == "refused" and not self.later
 
 
 class StalledError(TransferError):

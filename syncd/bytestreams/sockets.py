@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import select
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -292,8 +292,26 @@ async def connect_streamhost(streamhost: Streamhost, address: str) -> trio.Socke
     return await _connect(streamhost, socks5.Connector(address))
 
 
+async def greet_streamhost(streamhost: Streamhost) -> float:
+    """Find out whether a streamhost can be reached, without asking for a bytestream.
+
+    Args:
+      streamhost: Where.
+
+    Returns:
+      How long it took, seconds.
+
+    Raises:
+      BytestreamError: It cannot be reached, or does not speak SOCKS5.
+    """
+    started = trio.current_time()
+    stream = await _connect(streamhost, socks5.Greeter())
+    stream.socket.close()
+    return trio.current_time() - started
+
+
 async def connect_first(
-    streamhosts: Sequence[Streamhost], address: str
+    streamhosts: Sequence[Streamhost], address: str, aliases: Sequence[str] = ()
 ) -> tuple[Streamhost, trio.SocketStream]:
     """Connect to the first streamhost that lets us, in the requester's order.
 
@@ -303,6 +321,8 @@ async def connect_first(
     Args:
       streamhosts: What the requester offers.
       address: DST.ADDR (`s5b.dstaddr`).
+      aliases: What to say instead to a streamhost that refuses that
+        (`s5b.dstaddr_aliases`).
 
     Returns:
       The streamhost to report as used, and the stream.
@@ -322,6 +342,13 @@ async def connect_first(
             return streamhost, await _connect(streamhost, connector)
         except BytestreamError as error:
             failures.append(error)
+        # COMPAT(qxmpp): expects another address if a JID is not ASCII.
+        for alias in aliases:
+            if not connector.refused:
+                break
+            connector = socks5.Connector(alias)
+            with suppress(BytestreamError):  # the first refusal says it as well
+                return streamhost, await _connect(streamhost, connector)
         if connector.in_doubt:
             in_doubt.add(streamhost.jid)
     if not failures:
@@ -336,7 +363,9 @@ async def connect_first(
     ) from ExceptionGroup("all streamhosts failed", failures)
 
 
-async def _connect(streamhost: Streamhost, connector: socks5.Connector) -> trio.SocketStream:
+async def _connect(
+    streamhost: Streamhost, connector: socks5.Connector | socks5.Greeter
+) -> trio.SocketStream:
     try:
         with trio.fail_after(STREAMHOST_TIMEOUT):
             stream = await trio.open_tcp_stream(streamhost.host, streamhost.port)
@@ -355,7 +384,7 @@ async def _connect(streamhost: Streamhost, connector: socks5.Connector) -> trio.
 
 
 async def _drive(
-    stream: trio.SocketStream, machine: socks5.Connector | socks5.Acceptor
+    stream: trio.SocketStream, machine: socks5.Connector | socks5.Greeter | socks5.Acceptor
 ) -> None:
     """Run a handshake to its end, good or bad, reading nothing beyond it."""
     while True:

@@ -118,6 +118,20 @@ class _Handshake:
         self._needed = 0
 
 
+class Greeter(_Handshake):
+    """The first half of connecting: asks whether there is a streamhost, and nothing of it.
+
+    COMPAT(openfire): a request is remembered by the proxy, even one that it refuses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._handshake())
+
+    def _handshake(self) -> _Steps:
+        self._out += bytes([VERSION, 1, NO_AUTHENTICATION])
+        _check_greeting(*(yield 2))
+
+
 class Connector(_Handshake):
     """The side that connects: the target, and at a proxy the requester too.
 
@@ -133,6 +147,7 @@ class Connector(_Handshake):
             raise ValueError(f"{address!r} is not 40 hexadecimal digits")
         self._address = address.encode()
         self._asked = False
+        self._refused = False
         super().__init__(self._handshake())
 
     def __repr__(self) -> str:
@@ -148,14 +163,14 @@ class Connector(_Handshake):
         """Whether the request went out and no answer came: it may have been accepted."""
         return self._asked and not self.done and not isinstance(self.error, BytestreamError)
 
+    @property
+    def refused(self) -> bool:
+        """Whether the streamhost does not expect this address, and said so."""
+        return self._refused
+
     def _handshake(self) -> _Steps:
         self._out += bytes([VERSION, 1, NO_AUTHENTICATION])
-        version, method = yield 2
-        _check_version(version)
-        if method != NO_AUTHENTICATION:
-            raise BytestreamError(
-                "the streamhost demands a login, which XEP-0065 does not have"
-            )
+        _check_greeting(*(yield 2))
 
         # COMPAT(prosody, ejabberd): the request must not follow the greeting before its
         # answer is here, nor come in two pieces; both are parsed one read at a time.
@@ -167,6 +182,7 @@ class Connector(_Handshake):
         version, reply = yield 2
         _check_version(version)
         if reply != SUCCEEDED:
+            self._refused = True
             why = _REFUSALS.get(reply, f"reply {reply}")
             raise BytestreamError(f"the streamhost refused: {why}")
         _, atyp = yield 2
@@ -261,6 +277,12 @@ def _message(code: int, address: bytes, port: int) -> bytes:
     """A request (`code` is CMD) or a reply (REP); RFC 1928 sections 4 and 6."""
     head = bytes([VERSION, code, 0, DOMAINNAME, len(address)])
     return head + address + port.to_bytes(2, "big")
+
+
+def _check_greeting(version: int, method: int) -> None:
+    _check_version(version)
+    if method != NO_AUTHENTICATION:
+        raise BytestreamError("the streamhost demands a login, which XEP-0065 does not have")
 
 
 def _check_version(version: int) -> None:

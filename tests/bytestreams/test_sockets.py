@@ -16,6 +16,7 @@ from syncd.bytestreams.sockets import (
     Listener,
     connect_first,
     connect_streamhost,
+    greet_streamhost,
     open_listener,
 )
 from syncd.errors import BytestreamError, ConfigError
@@ -476,3 +477,61 @@ async def test_cancelling_at_any_step_leaves_nothing_open() -> None:
         assert open_sockets() == before, f"cancelled at step {step}"
         assert not any(each._expected or each._half_open for each in listeners)
     assert step > 15
+
+
+async def test_a_streamhost_is_greeted_without_being_asked_for_anything() -> None:
+    """COMPAT(openfire): it remembers every request."""
+    async with open_listener("127.0.0.1", 0) as listener:
+        assert await greet_streamhost(at(listener.port)) >= 0
+        await until(lambda: not listener._half_open)
+
+
+async def test_what_does_not_greet_back_is_no_streamhost() -> None:
+    async def web(stream: trio.SocketStream) -> None:
+        await stream.receive_some(3)
+        await stream.send_all(b"HTTP/1.1 400\r\n\r\n")
+
+    async def guarded(stream: trio.SocketStream) -> None:
+        await stream.receive_some(3)
+        await stream.send_all(b"\x05\xff")
+
+    async with streamhost(web) as server, streamhost(guarded) as proxy:
+        with pytest.raises(BytestreamError, match="does not speak SOCKS5"):
+            await greet_streamhost(at(server))
+        with pytest.raises(BytestreamError, match="demands a login"):
+            await greet_streamhost(at(proxy))
+    with pytest.raises(BytestreamError, match="connection refused"):
+        await greet_streamhost(at(await closed_port()))
+
+
+async def test_a_streamhost_that_refuses_is_asked_in_another_spelling() -> None:
+    """Row 26: QXmpp expects the hash of the JIDs in Latin-1."""
+    async with open_listener("127.0.0.1", 0) as listener:
+        with listener.expect(OTHER) as slot:
+            _, theirs = await connect_first([at(listener.port)], ADDRESS, ["c" * 40, OTHER])
+            async with theirs, await slot.winner() as ours:
+                await ours.send_all(b"F")
+                assert await exactly(theirs, 1) == b"F"
+
+
+async def test_a_refusal_in_every_spelling_is_told_once() -> None:
+    async with open_listener("127.0.0.1", 0) as listener:
+        with pytest.raises(BytestreamError) as caught:
+            await connect_first([at(listener.port)], ADDRESS, [OTHER])
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert len(caught.value.__cause__.exceptions) == 1
+
+
+async def test_only_who_refuses_is_asked_in_another_spelling() -> None:
+    """Who hangs up, or keeps silent, may have taken the first one for good."""
+    asked = []
+
+    async def rude(stream: trio.SocketStream) -> None:
+        await exactly(stream, 3)
+        await stream.send_all(b"\x05\x00")
+        asked.append(await exactly(stream, len(REQUEST)))
+
+    async with streamhost(rude) as port:
+        with pytest.raises(BytestreamError):
+            await connect_first([at(port)], ADDRESS, [OTHER])
+    assert asked == [REQUEST]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.bytestreams.socks5 import Acceptor, Connector, is_address
+from syncd.bytestreams.socks5 import Acceptor, Connector, Greeter, is_address
 from syncd.errors import BytestreamError, RemoteProtocolError
 
 # XEP-0065 examples: the stream id and JIDs of the direct connection.
@@ -21,7 +21,9 @@ NO_ADDRESS = b"\x00\x01" + bytes(6)
 cuts = st.lists(st.integers(1, 20))
 
 
-def feed(machine: Connector | Acceptor, wire: bytes, cuts: list[int] | None = None) -> bytes:
+def feed(
+    machine: Connector | Greeter | Acceptor, wire: bytes, cuts: list[int] | None = None
+) -> bytes:
     """Give a machine what it wants of the wire, cut up; returns what it leaves."""
     sizes = iter(cuts or [])
     while wire and machine.bytes_wanted:
@@ -231,3 +233,29 @@ def test_the_two_sides_understand_each_other(
 def test_repr_tells_the_state() -> None:
     assert repr(Acceptor()) == "<Acceptor address=None error=None>"
     assert repr(Connector(ADDRESS)) == "<Connector done=False in_doubt=False error=None>"
+
+
+def test_greeter_says_its_greeting_and_nothing_more() -> None:
+    greeter = Greeter()
+    assert greeter.data_to_send() == b"\x05\x01\x00"
+    assert feed(greeter, b"\x05\x00more") == b"more"
+    assert greeter.error is None
+    assert greeter.data_to_send() == b""
+
+
+@pytest.mark.parametrize(("wire", "words"), [(b"HT", "SOCKS5"), (b"\x05\xff", "a login")])
+def test_greeter_tells_what_is_no_streamhost(wire: bytes, words: str) -> None:
+    greeter = Greeter()
+    feed(greeter, wire)
+    assert words in str(greeter.error)
+
+
+@pytest.mark.parametrize("reply", range(256))
+def test_connector_tells_a_refusal_from_every_other_end(reply: int) -> None:
+    connector = Connector(ADDRESS)
+    feed(connector, bytes([5, 0, 5, reply]))
+    assert connector.refused == (reply != 0)
+    hung_up = Connector(ADDRESS)
+    feed(hung_up, b"\x05\x00")
+    hung_up.receive_data(b"")
+    assert not hung_up.refused

@@ -1,0 +1,810 @@
+"""The requester against scripted targets, and the demo server's proxy with its faults."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element, fromstring
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from syncd.bytestreams import outgoing, s5b
+from syncd.bytestreams.outgoing import Opened, Requester
+from syncd.bytestreams.proxies import Probed, Proxies
+from syncd.bytestreams.s5b import Streamhost
+from syncd.bytestreams.sockets import connect_first, connect_streamhost, open_listener
+from syncd.demo.faults import Faults, cut
+from syncd.demo.proxy65 import Proxy65
+from syncd.errors import ErrorType, OfflineError, OpeningError, StanzaError
+from syncd.transfer import si
+from syncd.xmpp.jid import JID
+from syncd.xmpp.stanza import Iq, make_iq, read_iq
+from syncd.xmpp.xml import make
+from tests.support.steps import cancelled_at, open_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from syncd.bytestreams.sockets import Listener
+    from syncd.xmpp.stanza import IqType
+
+    Target = Callable[[s5b.Query], Awaitable[Element | None]]
+
+OWN = JID.parse("alice@example.org/laptop")
+BOB = JID.parse("bob@example.org/desk")
+PROXY = JID.parse("proxy.example.org")
+SECOND = JID.parse("proxy2.example.org")
+SID = "vxf9n471bn46"
+DATA = bytes(range(256)) * 64
+
+
+@dataclass
+class Bench:
+    """A requester, proxies to use, and a target in the hands of the test."""
+
+    requester: Requester
+    known: Proxies
+    listener: Listener
+    faults: dict[JID, Faults]
+    proxies: dict[JID, Proxy65]
+    target: Target = field(init=False)
+    said: list[str] = field(default_factory=list)  # what happened, in order
+    streams: list[trio.SocketStream] = field(default_factory=list)  # the target's
+    online: bool = True
+    answers: dict[JID, StanzaError | OfflineError | None] = field(default_factory=dict)
+
+    async def request(
+        self, kind: IqType, to: JID | None, payload: Element, timeout: float
+    ) -> Iq:
+        assert to is not None
+        assert kind == "set"
+        iq = make_iq(kind, "1", to, payload)
+        if to == BOB:
+            self.said.append("offer")
+            answer = await self.target(s5b.read_query(payload))
+            self.said.append("used")
+        else:
+            await trio.lowlevel.checkpoint()
+            assert to.bare in self.proxies
+            self.said.append(f"activate at {to}")
+            if to.bare in self.answers:
+                error = self.answers[to.bare]
+                if error is None:
+                    await trio.sleep_forever()
+                raise error
+            answer = self.proxies[to.bare].answer(read_iq(iq), OWN)
+        return Iq("result", "1", to, answer, iq)
+
+    async def use(self, streamhosts: tuple[Streamhost, ...]) -> Streamhost:
+        """Connect as a target, in order."""
+        used, stream = await connect_first(streamhosts, s5b.dstaddr(SID, OWN, BOB))
+        self.streams.append(stream)
+        return used
+
+    async def polite(self, query: s5b.Query) -> Element:
+        """Do as the book says."""
+        used = await self.use(query.streamhosts)
+        return s5b.make_used(query.sid, used.jid)
+
+    async def by_proxy(self, query: s5b.Query) -> Element:
+        """Do so from where we cannot be reached."""
+        far = tuple(each for each in query.streamhosts if each.jid != OWN)
+        used = await self.use(far)
+        return s5b.make_used(query.sid, used.jid)
+
+    async def open(self, sid: str = SID) -> Opened:
+        async with self.requester.place(BOB) as place:
+            return await place.open(sid)
+
+    async def transfer(self) -> bytes:
+        """Send something as a sender does; what arrives."""
+        async with self.requester.place(BOB) as place:
+            opened = await place.open(SID)
+            async with opened.stream as stream:
+                await stream.send_all(DATA)
+        return await read_all(self.streams.pop())
+
+    async def failure(self) -> OpeningError:
+        before = open_sockets()
+        with pytest.raises(OpeningError) as caught:
+            await self.open()
+        for stream in self.streams:
+            await stream.aclose()
+        await wait_all_tasks_blocked()
+        assert open_sockets() <= before
+        assert self.requester._mediated.statistics().tasks_waiting == 0
+        assert self.requester._mediated.value == outgoing.MAX_MEDIATED
+        return caught.value
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    data = bytearray()
+    async with stream:
+        while chunk := await stream.receive_some(65_536):
+            data += chunk
+    return bytes(data)
+
+
+@asynccontextmanager
+async def bench(*jids: JID, direct: bool = True, port: int = 0) -> AsyncIterator[Bench]:
+    """A bench with these proxies, all reachable.
+
+    Args:
+      jids: Of the proxies.
+      direct: Whether we listen.
+      port: What we say that our port is; 0: the truth.
+    """
+    known = Proxies("auto", "example.org")
+    known.found("example.org", jids, trio.current_time())
+    running: dict[JID, Proxy65] = {}
+    faults: dict[JID, Faults] = {}
+
+    async with open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+        for jid in jids:
+            faults[jid] = Faults()
+            proxy = running[jid] = Proxy65(jid, "127.0.0.1", faults[jid])
+            [listening] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            proxy.port = listening.socket.getsockname()[1]
+            serve = partial(trio.serve_listeners, proxy.serve, [listening])
+            nursery.start_soon(serve)
+            streamhost = Streamhost(jid, "127.0.0.1", proxy.port)
+            known.tested(jid, [Probed(streamhost, 0.1)], trio.current_time())
+
+        async def request(kind: IqType, to: JID | None, payload: Element, timeout: float) -> Iq:
+            return await made.request(kind, to, payload, timeout)
+
+        requester = Requester(
+            request=request,
+            own_jid=lambda: OWN if made.online else None,
+            listener=listener if direct else None,
+            advertised=lambda: [("127.0.0.1", port or listener.port)],
+            proxies=known,
+            clock=trio.current_time,
+        )
+        made = Bench(requester, known, listener, faults, running)
+        made.target = made.polite
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+def refuse(condition: str, kind: ErrorType = ErrorType.CANCEL) -> Target:
+    async def target(query: s5b.Query) -> Element:
+        await trio.lowlevel.checkpoint()
+        raise StanzaError(kind, condition, by=str(BOB))
+
+    return target
+
+
+# --- The two ways
+
+
+async def test_a_target_that_reaches_us_is_connected_directly() -> None:
+    async with bench(PROXY) as made:
+        opened = await made.open()
+        assert (opened.method, opened.via) == ("direct", f"127.0.0.1:{made.listener.port}")
+        async with opened.stream as stream:
+            await stream.send_all(DATA)
+        assert await read_all(made.streams[0]) == DATA
+        assert made.said == ["offer", "used"]
+        assert made.known.choose(BOB, [], trio.current_time())[0].jid == PROXY
+        assert not made.known.prefers_proxy(BOB, trio.current_time())
+
+
+async def test_a_target_that_does_not_is_connected_through_the_proxy() -> None:
+    async with bench(PROXY) as made:
+        made.target = made.by_proxy
+        opened = await made.open()
+        assert (opened.method, opened.via) == ("proxy", "proxy.example.org")
+        await opened.stream.aclose()
+        await made.streams.pop().aclose()
+        assert made.known.prefers_proxy(BOB, trio.current_time())
+
+
+async def test_bytes_go_through_the_proxy_whole() -> None:
+    async with bench(PROXY, direct=False) as made:
+        assert await made.transfer() == DATA
+
+
+async def test_with_nothing_to_offer_nothing_is_said() -> None:
+    async with bench(direct=False) as made:
+        assert not made.requester.ready()
+        error = await made.failure()
+        assert (error.reason, error.same_sid) == ("nothing", False)
+        assert "no address to offer" in str(error)
+        assert "bytestreams.proxies" in error.hint
+        assert made.said == []
+    async with bench(PROXY, direct=False) as made:
+        assert made.requester.ready()
+
+
+async def test_offline_there_is_no_way_at_all() -> None:
+    async with bench(PROXY) as made:
+        made.online = False
+        with pytest.raises(OfflineError):
+            await made.open()
+
+
+# --- At the proxy, and what each of them does
+
+
+async def test_the_proxy_is_joined_behind_the_target_and_once_and_then_activated() -> None:
+    """Row 9: Openfire, ejabberd and Prosody tell the ends apart by their order."""
+    async with bench(PROXY, direct=False) as made:
+        joined = made.proxies[PROXY]._join
+
+        def join(address: str, party: object) -> object:
+            made.said.append("joined")
+            return joined(address, party)  # type: ignore[arg-type]  # passed on as it is
+
+        made.proxies[PROXY]._join = join  # type: ignore[method-assign,assignment]  # watched
+        assert await made.transfer() == DATA
+        assert made.said == [
+            "offer",
+            "joined",
+            "used",
+            "joined",
+            "activate at proxy.example.org",
+        ]
+
+
+@pytest.mark.parametrize("fault", ["proxy_one_way", "proxy_keeps_tail"])
+async def test_a_proxy_with_the_faults_of_real_ones_will_do(fault: str) -> None:
+    """Openfire relays from the requester only; Prosody keeps the tail until we close."""
+    async with bench(PROXY, direct=False) as made:
+        setattr(made.faults[PROXY], fault, True)
+        assert await made.transfer() == DATA
+
+
+async def test_a_proxy_that_has_seen_the_offer_lets_us_in() -> None:
+    """Openfire, which knows a stream by the sid of the file's offer."""
+    async with bench(PROXY, direct=False) as made:
+        made.faults[PROXY].proxy_requires_si = True
+        file = make(si.FILE, {"name": "f", "size": "1"})
+        offer = make(si.SI, {"id": SID, "profile": si.NS_FILE}, file)
+        made.proxies[PROXY].inspect_offer(read_iq(make_iq("set", "1", BOB, offer)), OWN, BOB)
+        assert await made.transfer() == DATA
+
+
+async def test_a_proxy_is_activated_under_the_jid_that_it_gave() -> None:
+    """Row 27: ejabberd's has the number of its node as a resource."""
+    node = JID.parse("proxy.example.org/70306884")
+    async with bench(PROXY, direct=False) as made:
+        streamhost = Streamhost(node, "127.0.0.1", made.proxies[PROXY].port)
+        made.known.tested(PROXY, [Probed(streamhost, 0.1)], trio.current_time())
+        assert await made.transfer() == DATA
+        assert made.said[-1] == "activate at proxy.example.org/70306884"
+        assert made.known.prefers_proxy(BOB, trio.current_time())
+
+
+async def test_of_a_proxy_with_many_addresses_one_is_joined() -> None:
+    """Row 27: Openfire's have one JID, and do not say which of them the target has used."""
+    async with bench(PROXY, direct=False) as made:
+        [listening] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        closed = listening.socket.getsockname()[1]
+        await listening.aclose()
+        both = [
+            Probed(Streamhost(PROXY, "127.0.0.1", closed), 0.1),
+            Probed(Streamhost(PROXY, "127.0.0.1", made.proxies[PROXY].port), 0.2),
+        ]
+        made.known.tested(PROXY, both, trio.current_time())
+        assert await made.transfer() == DATA
+
+
+async def test_nothing_is_sent_before_the_activation_is_confirmed() -> None:
+    async with bench(PROXY, direct=False) as made:
+        made.answers[PROXY] = None
+        with trio.move_on_after(0.1) as scope:
+            await made.open()
+        assert scope.cancelled_caught
+        assert made.proxies[PROXY].relayed == 0
+        await wait_all_tasks_blocked()
+        [stream] = made.proxies[PROXY]._bytestreams.values()
+        assert len(stream.parties) == 1, "we have gone, the target has not"
+        await made.streams.pop().aclose()
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("item-not-found", "it does not see both of them"),
+        ("not-allowed", "does not want this transfer"),
+        ("not-authorized", "it computes another address for this stream"),
+        ("forbidden", "it does not serve this account"),
+        ("resource-constraint", "it has too many transfers at once"),
+        ("internal-server-error", "it failed"),
+        ("bad-request", "it refused"),
+    ],
+)
+async def test_an_activation_that_is_refused_is_told_in_words(
+    condition: str, words: str
+) -> None:
+    async with bench(PROXY, SECOND, direct=False) as made:
+        made.known.worked(BOB, PROXY, trio.current_time())
+        made.answers[PROXY] = StanzaError(ErrorType.CANCEL, condition)
+        error = await made.failure()
+        assert (error.reason, error.same_sid) == ("activation", False)
+        assert f"the proxy proxy.example.org did not join us and {BOB.bare}" in str(error)
+        assert f"{words} [{condition}]" in str(error)
+        # The next attempt begins with the other one.
+        assert made.known.choose(BOB, [], trio.current_time())[0].jid == SECOND
+
+
+async def test_a_proxy_that_does_not_serve_us_after_all_is_not_offered_again() -> None:
+    """Prosody with Debian's patch asks for the account at the activation too."""
+    async with bench(PROXY, direct=False) as made:
+        made.answers[PROXY] = StanzaError(ErrorType.AUTH, "forbidden")
+        await made.failure()
+        assert not made.requester.ready()
+
+
+async def test_a_target_that_only_claims_to_be_at_the_proxy_is_found_out() -> None:
+    async def liar(query: s5b.Query) -> Element:
+        await trio.lowlevel.checkpoint()
+        return s5b.make_used(query.sid, PROXY)
+
+    async with bench(PROXY, direct=False) as made:
+        made.target = liar
+        error = await made.failure()
+        assert error.reason == "activation"
+        assert "[not-allowed]" in str(error)
+
+
+async def test_a_proxy_that_does_not_answer_the_activation_is_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with bench(PROXY, direct=False) as made:
+        made.answers[PROXY] = None
+        error = await made.failure()
+        assert error.reason == "activation"
+        assert "it did not answer" in str(error)
+
+
+async def test_a_proxy_that_we_cannot_reach_is_named_and_looked_at() -> None:
+    """The target can: it may stand in the same network as the proxy."""
+    async with bench(PROXY, direct=False) as made:
+        [listening] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listening.socket.getsockname()[1]
+        await listening.aclose()
+        lost = Streamhost(PROXY, "127.0.0.1", port)
+        made.known.tested(PROXY, [Probed(lost, 0.1)], trio.current_time())
+
+        async def near(query: s5b.Query) -> Element:
+            await trio.lowlevel.checkpoint()
+            return s5b.make_used(query.sid, PROXY)
+
+        made.target = near
+        error = await made.failure()
+        assert (error.reason, error.same_sid) == ("unreachable", False)
+        assert str(error) == (
+            "bob@example.org uses the proxy proxy.example.org, which cannot be reached from "
+            f"here: 127.0.0.1:{port}: connection refused"
+        )
+        assert made.known.due_proxies(trio.current_time()) == [PROXY]
+        assert not made.requester.ready()
+
+
+async def test_a_stream_that_ends_at_the_activation_is_not_the_proxys_fault() -> None:
+    async with bench(PROXY, direct=False) as made:
+        made.answers[PROXY] = OfflineError("the stream to the server ended")
+        with pytest.raises(OfflineError):
+            await made.open()
+        await made.streams.pop().aclose()
+        assert made.requester.ready()
+        assert made.requester._mediated.value == outgoing.MAX_MEDIATED
+
+
+# --- What targets answer
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["item-not-found", "remote-server-not-found", "undefined-condition"],
+    ids=["by the book", "psi", "slixmpp"],
+)
+async def test_a_target_that_cannot_connect_is_told_with_all_addresses(condition: str) -> None:
+    async with bench(PROXY) as made:
+        made.target = refuse(condition)
+        error = await made.failure()
+        assert (error.reason, error.same_sid) == ("refused", True)
+        port = made.proxies[PROXY].port
+        assert str(error) == (
+            f"bob@example.org cannot connect to us at 127.0.0.1:{made.listener.port} nor to "
+            f"the proxy proxy.example.org at 127.0.0.1:{port} [{condition}]"
+        )
+        assert "bytestreams.advertise" in error.hint
+        assert made.known._peers[BOB.bare].failed.keys() == {None, PROXY}
+
+
+@pytest.mark.parametrize(
+    "condition", ["not-acceptable", "service-unavailable", "forbidden", "bad-request"]
+)
+async def test_a_target_that_does_not_want_to_says_nothing_about_the_ways(
+    condition: str,
+) -> None:
+    async with bench(PROXY) as made:
+        made.target = refuse(condition)
+        error = await made.failure()
+        assert (error.reason, error.same_sid) == ("refused", True)
+        assert "does not want a SOCKS5 bytestream" in str(error)
+        assert f"[{condition}]" in str(error)
+        assert made.known._peers == {}
+
+
+async def test_the_404_of_a_proxy_inside_is_told_with_who_must_mend_it() -> None:
+    """The proxy names an address of its own network; so it was not even offered."""
+    async with bench(PROXY) as made:
+        inside = Streamhost(PROXY, "10.0.0.5", 7777)
+        timed_out = Probed(inside, None, "connection timed out")
+        made.known.tested(PROXY, [timed_out], trio.current_time())
+        made.target = refuse("item-not-found")
+        error = await made.failure()
+        assert "10.0.0.5" not in str(error)
+        assert error.hint.startswith(
+            "proxy.example.org names 10.0.0.5:7777, which cannot be reached from here: "
+            "connection timed out; its administrator must set the proxy's external address"
+        )
+
+
+async def test_silence_is_another_failure_than_an_error(autojump_clock: MockClock) -> None:
+    """Row 14: gloox says nothing when it cannot connect."""
+
+    async def gloox(query: s5b.Query) -> Element:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with bench(PROXY) as made:
+        made.target = gloox
+        before = trio.current_time()
+        error = await made.failure()
+        assert trio.current_time() - before == pytest.approx(outgoing.USED_TIMEOUT)
+        assert (error.reason, error.same_sid) == ("silent", False)
+        assert "within 120 s" in str(error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "<query xmlns='http://jabber.org/protocol/bytestreams'/>",
+        "<query xmlns='http://jabber.org/protocol/bytestreams'>"
+        "<streamhost-used jid='proxy.elsewhere.example'/></query>",
+    ],
+)
+async def test_an_answer_without_meaning_is_a_third_kind(answer: str | None) -> None:
+    async def confused(query: s5b.Query) -> Element | None:
+        await trio.lowlevel.checkpoint()
+        return None if answer is None else fromstring(answer)
+
+    async with bench(PROXY) as made:
+        made.target = confused
+        error = await made.failure()
+        assert (error.reason, error.same_sid) == ("nonsense", False)
+
+
+async def test_who_claims_to_be_connected_to_us_and_is_not_is_found_out(
+    autojump_clock: MockClock,
+) -> None:
+    async def liar(query: s5b.Query) -> Element:
+        await trio.lowlevel.checkpoint()
+        return s5b.make_used(query.sid, OWN)
+
+    async with bench(PROXY) as made:
+        made.target = liar
+        error = await made.failure()
+        assert error.reason == "unconnected"
+        assert made.known.prefers_proxy(BOB, trio.current_time())
+
+
+# --- Targets as they are, with the bytes that they send
+
+ADDRESS = s5b.dstaddr(SID, OWN, BOB).encode()
+GREETING = b"\x05\x01\x00"
+CONNECT = b"\x05\x01\x00\x03\x28" + ADDRESS + b"\x00\x00"
+REPLY = b"\x05\x00\x00\x03\x28" + ADDRESS + b"\x00\x00"
+
+
+async def exactly(stream: trio.SocketStream, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = bytes(await stream.receive_some(count - len(data)))
+        assert more, "hung up early"
+        data += more
+    return data
+
+
+def writing(made: Bench, *writes: bytes, reply: bytes = REPLY) -> Target:
+    """A target that sends these bytes to us, each in a write of its own."""
+
+    async def target(query: s5b.Query) -> Element:
+        near = next(each for each in query.streamhosts if each.jid == OWN)
+        stream = await trio.open_tcp_stream(near.host, near.port)
+        made.streams.append(stream)
+        for data in writes:
+            await stream.send_all(data)
+            await wait_all_tasks_blocked()
+        assert await exactly(stream, 2) == b"\x05\x00"
+        assert await exactly(stream, len(reply)) == reply
+        # COMPAT(pidgin): without the sid.
+        used = make(f"{{{s5b.NS}}}streamhost-used", {"jid": str(OWN)})
+        return make(s5b.TAG, None, used)
+
+    return target
+
+
+@pytest.mark.parametrize(
+    ("writes", "reply"),
+    [
+        ([GREETING, CONNECT], REPLY),
+        ([GREETING + CONNECT], REPLY),
+        ([b"\x05\x02\x00\x02", CONNECT], REPLY),
+        ([bytes([byte]) for byte in GREETING + CONNECT], REPLY),
+        ([GREETING, CONNECT.replace(ADDRESS, ADDRESS.upper())],
+         REPLY.replace(ADDRESS, ADDRESS.upper())),
+        ([GREETING, CONNECT[:-2] + b"\x1e\x61"], REPLY[:-2] + b"\x1e\x61"),
+    ],
+    ids=["smack", "pipelined", "pidgin", "byte by byte", "upper case", "with a port"],
+)  # fmt: skip
+async def test_every_form_of_handshake_leads_to_us(writes: list[bytes], reply: bytes) -> None:
+    """Rows 5 and 6: in any pieces; and Smack compares our reply with its request."""
+    async with bench() as made:
+        made.target = writing(made, *writes, reply=reply)
+        opened = await made.open()
+        async with opened.stream as stream:
+            await stream.send_all(DATA)
+        assert await read_all(made.streams[0]) == DATA
+
+
+async def test_of_several_handshakes_the_one_that_survives_is_used() -> None:
+    """Row 8: Psi, Gajim and Libervia connect to all of our addresses at once."""
+
+    async def psi(query: s5b.Query) -> Element:
+        near = next(each for each in query.streamhosts if each.jid == OWN)
+        connect = partial(connect_streamhost, near, ADDRESS.decode())
+        first, second, third = [await connect() for _ in range(3)]
+        made.streams.append(first)
+        cut(second)
+        await third.aclose()
+        await wait_all_tasks_blocked()
+        return s5b.make_used(query.sid, OWN)
+
+    async with bench() as made:
+        made.target = psi
+        opened = await made.open()
+        async with opened.stream as stream:
+            await stream.send_all(DATA)
+        assert await read_all(made.streams[0]) == DATA
+
+
+async def test_a_target_that_hashes_in_latin1_is_let_in() -> None:
+    """Row 26: QXmpp, at a JID that is not ASCII."""
+    remy = JID.parse("rémy@example.org/desk")
+    latin1 = s5b.dstaddr_aliases(SID, OWN, remy)[0]
+
+    async with bench() as made:
+
+        async def qxmpp(kind: IqType, to: JID | None, payload: Element, timeout: float) -> Iq:
+            query = s5b.read_query(payload)
+            made.streams.append(await connect_streamhost(query.streamhosts[0], latin1))
+            answer = s5b.make_used(query.sid, OWN)
+            return Iq("result", "1", to, answer, payload)
+
+        made.requester._request = qxmpp
+        async with made.requester.place(remy) as place:
+            opened = await place.open(SID)
+        await opened.stream.aclose()
+        assert await read_all(made.streams[0]) == b""
+
+
+async def test_the_offer_is_the_first_thing_that_is_said() -> None:
+    """Row 11: a Smack receiver waits 5 s for it, so that nothing may be asked before."""
+    async with bench(PROXY) as made:
+        await (await made.open()).stream.aclose()
+        await made.streams.pop().aclose()
+        assert made.said[0] == "offer"
+
+
+async def test_a_target_gets_five_streamhosts_at_most() -> None:
+    """Row 12: Psi reads no more, and QXmpp loses 7 s with each that is dead."""
+    offered: list[Streamhost] = []
+
+    async def psi(query: s5b.Query) -> Element:
+        offered.extend(query.streamhosts)
+        return await made.by_proxy(query)
+
+    async with bench(PROXY, SECOND) as made:
+        made.target = psi
+        made.requester._advertised = lambda: [(f"192.168.1.{n}", 4000) for n in range(1, 99)]
+        for _ in range(2):
+            await (await made.open()).stream.aclose()
+            await made.streams.pop().aclose()
+            await wait_all_tasks_blocked()
+        jids = [each.jid for each in offered]
+        assert jids[:5] == [OWN, OWN, PROXY, SECOND, OWN]
+        # What worked comes first the next time: XMPPFramework tries no other.
+        assert jids[5:] == [PROXY, OWN, OWN, SECOND, OWN]
+
+
+async def test_what_pidgin_is_sent_comes_in_the_order_of_the_offer() -> None:
+    """Row 7: one handshake after the other; what hangs up at once is the end at Pidgin's."""
+    async with bench(PROXY, port=9) as made:
+        seen: list[str] = []
+
+        async def pidgin(query: s5b.Query) -> Element:
+            seen.extend(str(each.jid) for each in query.streamhosts)
+            return await made.polite(query)
+
+        made.target = pidgin
+        opened = await made.open()
+        assert (opened.method, seen) == ("proxy", [str(OWN), str(PROXY)])
+        await opened.stream.aclose()
+        await made.streams.pop().aclose()
+
+
+async def test_data_may_come_before_the_activation_and_does_not_disturb() -> None:
+    """Row 10 seen from here: whatever a target sends to us is not read."""
+
+    async def eager(query: s5b.Query) -> Element:
+        answer = await made.by_proxy(query)
+        await made.streams[0].send_all(b"hello")
+        return answer
+
+    async with bench(PROXY) as made:
+        made.target = eager
+        opened = await made.open()
+        await opened.stream.send_all(DATA)
+        assert await exactly(made.streams[0], len(DATA)) == DATA
+        await opened.stream.aclose()
+        await made.streams.pop().aclose()
+
+
+# --- Places
+
+
+async def test_no_more_transfers_than_a_proxy_takes_and_the_next_waits_for_its_turn() -> None:
+    async with bench(PROXY, direct=False) as made, trio.open_nursery() as nursery:
+        done = trio.Event()
+        inside: list[int] = []
+
+        async def hold(number: int) -> None:
+            async with made.requester.place(BOB):
+                inside.append(number)
+                await done.wait()
+
+        for number in range(outgoing.MAX_MEDIATED + 1):
+            nursery.start_soon(hold, number)
+        await wait_all_tasks_blocked()
+        assert len(inside) == outgoing.MAX_MEDIATED
+        done.set()
+        await wait_all_tasks_blocked()
+        assert len(inside) == outgoing.MAX_MEDIATED + 1
+
+
+async def test_direct_connections_are_not_counted() -> None:
+    async with bench(PROXY) as made, trio.open_nursery() as nursery:
+        streams: list[trio.SocketStream] = []
+        done = trio.Event()
+
+        async def hold(sid: str) -> None:
+            async with made.requester.place(BOB) as place:
+                opened = await place.open(sid)
+                streams.append(opened.stream)
+                await done.wait()
+
+        async def target(query: s5b.Query) -> Element:
+            address = s5b.dstaddr(query.sid, OWN, BOB)
+            used, stream = await connect_first(query.streamhosts, address)
+            streams.append(stream)
+            return s5b.make_used(query.sid, used.jid)
+
+        made.target = target
+        for number in range(3 * outgoing.MAX_MEDIATED):
+            nursery.start_soon(hold, f"sid{number}")
+        while len(streams) < 6 * outgoing.MAX_MEDIATED:  # noqa: ASYNC110 - real sockets
+            await trio.sleep(0.001)
+        assert made.requester._mediated.value == outgoing.MAX_MEDIATED
+        done.set()
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_with_all_places_taken_it_is_tried_without_a_proxy() -> None:
+    """The target waits for the opening by then, and not for long."""
+    async with bench(PROXY) as made:
+        for _ in range(outgoing.MAX_MEDIATED):
+            made.requester._mediated.acquire_nowait()
+        offered: list[JID] = []
+
+        async def target(query: s5b.Query) -> Element:
+            offered.extend(each.jid for each in query.streamhosts)
+            return await made.polite(query)
+
+        made.target = target
+        await (await made.open()).stream.aclose()
+        await made.streams.pop().aclose()
+        assert offered == [OWN]
+        assert made.requester._mediated.value == 0
+        # Once it is known that only the proxy leads there, it waits before the offer.
+        made.known.failed(BOB, [None], trio.current_time())
+        with trio.move_on_after(0.05) as scope:
+            await made.open()
+        assert scope.cancelled_caught
+        assert offered == [OWN]
+
+
+async def test_a_place_is_given_back_after_the_transfer_and_not_before() -> None:
+    async with bench(PROXY, direct=False) as made:
+        async with made.requester.place(BOB) as place:
+            opened = await place.open(SID)
+            assert made.requester._mediated.value == outgoing.MAX_MEDIATED - 1
+            assert repr(place) == "<Place held=True>"
+            await opened.stream.aclose()
+        assert made.requester._mediated.value == outgoing.MAX_MEDIATED
+        await made.streams.pop().aclose()
+
+
+async def test_a_place_takes_a_second_attempt_with_a_new_sid() -> None:
+    async with bench(PROXY, SECOND, direct=False) as made:
+        made.answers[PROXY] = StanzaError(ErrorType.WAIT, "resource-constraint")
+
+        async def target(query: s5b.Query) -> Element:
+            address = s5b.dstaddr(query.sid, OWN, BOB)
+            used, stream = await connect_first(query.streamhosts, address)
+            made.streams.append(stream)
+            return s5b.make_used(query.sid, used.jid)
+
+        made.target = target
+        made.known.worked(BOB, PROXY, trio.current_time())
+        async with made.requester.place(BOB) as place:
+            with pytest.raises(OpeningError) as caught:
+                await place.open("one")
+            assert caught.value.type is ErrorType.WAIT
+            opened = await place.open("two")
+            assert opened.via == "proxy2.example.org"
+            await opened.stream.aclose()
+        for stream in made.streams:
+            await stream.aclose()
+
+
+async def test_an_offer_waits_until_something_is_known() -> None:
+    async with bench(PROXY) as made:
+        prepared = trio.Event()
+        made.requester._prepare = prepared.wait
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.open)
+            await wait_all_tasks_blocked()
+            assert made.said == []
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "proxy"])
+async def test_cancelling_at_any_step_leaves_nothing_open(direct: bool) -> None:
+    before = open_sockets()
+    values: list[Requester] = []
+
+    async def whole() -> None:
+        async with bench(PROXY, direct=direct) as made:
+            values.append(made.requester)
+            try:
+                opened = await made.open()
+                await opened.stream.aclose()
+            finally:
+                for stream in made.streams:
+                    stream.socket.close()
+
+    step, cancelled = 0, True
+    while cancelled:
+        step += 1
+        cancelled = await cancelled_at(step, whole)
+        assert open_sockets() == before, f"cancelled at step {step}"
+        assert all(each._mediated.value == outgoing.MAX_MEDIATED for each in values)
+    assert step > 15
+
+
+def test_the_bytes_of_these_tests_are_those_of_the_specification() -> None:
+    """XEP-0065 section 5.3.2, RFC 1928 section 4."""
+    assert struct.unpack("!BBBBB40sH", CONNECT) == (5, 1, 0, 3, 40, ADDRESS, 0)
