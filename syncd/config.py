@@ -32,6 +32,7 @@ from syncd.toml_keys import (
     UnfitError,
     argument_list,
     boolean,
+    byte_rate,
     check_table_names,
     expected,
     list_of,
@@ -143,10 +144,31 @@ class Transfer:
     Attributes:
       encryption: Whether a file is sealed end to end.
       parallel: Transfers at a time to one peer.
+      limit_up: Bytes per second that leave, all peers together; 0: no limit.
+      limit_down: Bytes per second that come in, likewise.
     """
 
     encryption: Literal["preferred", "required", "off"]
     parallel: int
+    limit_up: int
+    limit_down: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """What holds for one peer only.
+
+    Attributes:
+      jid: A bare JID. A peer that no folder names can still be sent single files.
+      parallel: Transfers at a time to it; None: as for all.
+      limit_up: Bytes per second to it; 0: no limit of its own.
+      limit_down: Bytes per second from it, likewise.
+    """
+
+    jid: JID
+    parallel: int | None
+    limit_up: int
+    limit_down: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +211,7 @@ class Config:
       state_dir: Where the journal, the identity and partial files live.
       control_socket: Where syncctl finds the daemon.
       inbox: None when files without a folder are declined.
+      peers: Each at most once.
       warnings: What works and should still be changed, a sentence each.
     """
 
@@ -199,6 +222,7 @@ class Config:
     transfer: Transfer
     folders: tuple[Folder, ...]
     inbox: Inbox | None
+    peers: tuple[Peer, ...]
     warnings: tuple[str, ...]
 
 
@@ -368,6 +392,19 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             default=4,
             doc="How many files go to one peer at the same time, 1 to 64.",
         ),
+        Key(
+            "limit_up",
+            byte_rate,
+            default=0,
+            doc="How many bytes per second may leave, to all peers together; 0 is no limit.",
+        ),
+        Key(
+            "limit_down",
+            byte_rate,
+            default=0,
+            doc="How many bytes per second may come in, from all peers together; "
+            "0 is no limit.",
+        ),
     ),
     "folder": (
         Key(
@@ -400,8 +437,33 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             doc="Who may send files without naming a folder.",
         ),
     ),
+    "peer": (
+        Key(
+            "jid",
+            _jid(local=True, resource=False),
+            required=True,
+            doc="Whom this is about: an address without a resource.",
+        ),
+        Key(
+            "parallel",
+            whole_number(1, MAX_PARALLEL),
+            doc="How many files go to this peer at the same time, 1 to 64.",
+        ),
+        Key(
+            "limit_up",
+            byte_rate,
+            default=0,
+            doc="How many bytes per second may go to this peer; 0 is no limit of its own.",
+        ),
+        Key(
+            "limit_down",
+            byte_rate,
+            default=0,
+            doc="How many bytes per second may come from this peer; 0 is no limit of its own.",
+        ),
+    ),
 }
-"""Every key, by table; ``folder`` is an array of tables."""
+"""Every key, by table; ``folder`` and ``peer`` are arrays of tables."""
 
 
 # --- Reading
@@ -449,9 +511,9 @@ def parse(text: str, *, where: str, environ: Mapping[str, str]) -> Config:
     places.check_socket(report, socket)
     places.check_overlaps(report, tables["folder"], tables["inbox"], state_dir)
     _check_folders(report, tables["folder"])
+    _check_peers(report, tables["peer"])
     _check_trust(report, account)
     _check_ways(report, tables["bytestreams"])
-    _check_sealing(report, tables["transfer"])
     report.raise_if_any()
 
     warnings = []
@@ -471,6 +533,7 @@ def parse(text: str, *, where: str, environ: Mapping[str, str]) -> Config:
         transfer=Transfer(**tables["transfer"]),
         folders=tuple(Folder(**folder) for folder in tables["folder"]),
         inbox=Inbox(**tables["inbox"]) if tables["inbox"] else None,
+        peers=tuple(Peer(**peer) for peer in tables["peer"]),
         warnings=tuple(warnings),
     )
 
@@ -505,13 +568,14 @@ def _read_tables(report: Report, resolve: Callable[[Path], Path]) -> dict[str, A
         report.problem(("account",), "missing; at least jid and a password must be in it")
     tables["account"] = read(data["account"], "account") if "account" in data else {}
     tables["inbox"] = read(data["inbox"], "inbox") if "inbox" in data else None
-    folders = data.get("folder", [])
-    if not isinstance(folders, list):
-        report.problem(
-            ("folder",), "write [[folder]], in double brackets: there may be several"
-        )
-        folders = []
-    tables["folder"] = [read(raw, "folder", index) for index, raw in enumerate(folders)]
+    for name in ("folder", "peer"):
+        several = data.get(name, [])
+        if not isinstance(several, list):
+            report.problem(
+                (name,), f"write [[{name}]], in double brackets: there may be several"
+            )
+            several = []
+        tables[name] = [read(raw, name, index) for index, raw in enumerate(several)]
     return tables
 
 
@@ -550,17 +614,6 @@ def _check_ways(report: Report, bytestreams: Mapping[str, Any]) -> None:
         )
 
 
-def _check_sealing(report: Report, transfer: Mapping[str, Any]) -> None:
-    # TODO(sealing): goes away with the step that seals bytestreams. Until then "required"
-    # cannot be kept, and it must never send a plain byte, so nothing starts.
-    if transfer.get("encryption") == "required":
-        report.problem(
-            ("transfer", "encryption"),
-            "this version cannot encrypt from end to end yet, so nothing could be sent; "
-            'set "preferred" (or "off") to send plain files for now',
-        )
-
-
 def _check_folders(report: Report, folders: list[dict[str, Any]]) -> None:
     first: dict[str, int] = {}
     for index, folder in enumerate(folders):
@@ -576,6 +629,19 @@ def _check_folders(report: Report, folders: list[dict[str, Any]]) -> None:
                 ("folder", index),
                 "neither send_to nor accept_from: it would do nothing; give at least one",
             )
+
+
+def _check_peers(report: Report, peers: list[dict[str, Any]]) -> None:
+    first: dict[JID, int] = {}
+    for index, peer in enumerate(peers):
+        jid = peer.get("jid")
+        if jid in first:
+            report.problem(
+                ("peer", index, "jid"),
+                f"peer {first[jid] + 1} is the same; put all its keys below one [[peer]]",
+            )
+        elif jid is not None:
+            first[jid] = index
 
 
 def find_socket(environ: Mapping[str, str], file: Path | None = None) -> Path:

@@ -28,6 +28,9 @@ Reader = Callable[[object], Any]
 Place = tuple[str | int, ...]
 """The way to a value: table, index from 0 in an array of tables, key."""
 
+# From a modem to more than any network card; what is slower lets every transfer stall.
+MIN_RATE, MAX_RATE = 1 << 10, 1 << 40  # bytes per second
+
 MAX_FILE = 1 << 20  # bytes; thousands of folders, and nothing that hurts
 
 # Enough to recognise the value in its file, short enough for one line of a terminal.
@@ -253,6 +256,30 @@ def whole_number(low: int, high: int) -> Reader:
         return value
 
     return read
+
+
+def byte_rate(value: object) -> int:
+    """Read a speed: bytes per second, or text such as ``"5 MiB"`` or ``"500 kB/s"``.
+
+    Returns:
+      Bytes per second; 0 stands for no limit.
+    """
+    rate: float = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        rate = value
+    elif isinstance(value, str) and (found := _RATE.fullmatch(value)):
+        rate = float(found[1]) * _UNITS[found[2] or "B"]
+    if rate and not MIN_RATE <= rate <= MAX_RATE:
+        what = 'bytes per second (1 KiB to 1 TiB) such as 1048576 or "5 MiB", or 0 for no limit'
+        raise UnfitError(expected(what, value))
+    return int(rate)
+
+
+_UNITS = {
+    "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+_RATE = re.compile(rf"([0-9]{{1,15}}(?:\.[0-9]{{1,9}})?)[ ]?({'|'.join(_UNITS)})?(?:/s)?")
 
 
 def number(low: float, high: float, unit: str) -> Reader:

@@ -16,6 +16,7 @@ from syncd.config import (
     Config,
     Folder,
     Inbox,
+    Peer,
     Transfer,
     find_socket,
     load,
@@ -79,9 +80,10 @@ def test_the_least_configuration_has_every_default() -> None:
         bytestreams=Bytestreams(
             listen=Address("0.0.0.0", 0), advertise=(), direct=True, proxies="auto", ibb=True
         ),
-        transfer=Transfer(encryption="preferred", parallel=4),
+        transfer=Transfer(encryption="preferred", parallel=4, limit_up=0, limit_down=0),
         folders=(),
         inbox=None,
+        peers=(),
         warnings=(),
     )
 
@@ -108,6 +110,8 @@ def test_everything_can_be_set() -> None:
         [transfer]
         encryption = "off"
         parallel = 64
+        limit_up = 1048576
+        limit_down = "5 MiB"
         [[folder]]
         id = "photos"
         path = "/srv/photos"
@@ -121,6 +125,13 @@ def test_everything_can_be_set() -> None:
         [inbox]
         path = "/srv/inbox"
         accept_from = ["dave@example.org"]
+        [[peer]]
+        jid = "bob@example.org"
+        [[peer]]
+        jid = "eve@example.org"
+        parallel = 2
+        limit_up = "500 kB/s"
+        limit_down = 2048
         """)
     assert config == Config(
         account=Account(
@@ -141,7 +152,7 @@ def test_everything_can_be_set() -> None:
             proxies=(JID("", "proxy.example.org"),),
             ibb=False,
         ),
-        transfer=Transfer(encryption="off", parallel=64),
+        transfer=Transfer(encryption="off", parallel=64, limit_up=1 << 20, limit_down=5 << 20),
         folders=(
             Folder(
                 id="photos",
@@ -159,6 +170,15 @@ def test_everything_can_be_set() -> None:
             ),
         ),
         inbox=Inbox(path=Path("/srv/inbox"), accept_from=(JID("dave", "example.org"),)),
+        peers=(
+            Peer(jid=JID("bob", "example.org"), parallel=None, limit_up=0, limit_down=0),
+            Peer(
+                jid=JID("eve", "example.org"),
+                parallel=2,
+                limit_up=500_000,
+                limit_down=2048,
+            ),
+        ),
         warnings=(),
     )
 
@@ -321,11 +341,6 @@ def test_a_mistyped_key_is_named_with_the_right_one() -> None:
             "found 65 (a whole number)",
         ),
         (
-            ACCOUNT + '[transfer]\nencryption = "required"',
-            "5: [transfer] encryption: this version cannot encrypt from end to end yet, so "
-            'nothing could be sent; set "preferred" (or "off") to send plain files for now',
-        ),
-        (
             ACCOUNT + "[bytestreams]\ndirect = false\nproxies = []\nibb = false",
             "4: [bytestreams]: direct, proxies and ibb are all off, so no byte could travel; "
             "turn one on",
@@ -441,7 +456,7 @@ def test_all_faults_are_told_at_once() -> None:
 )
 def test_no_value_of_any_key_is_taken_by_surprise(table: str, name: str, value: str) -> None:
     """None of these fits anywhere, and each is refused in words."""
-    header = "[[folder]]" if table == "folder" else f"[{table}]"
+    header = f"[[{table}]]" if table in ("folder", "peer") else f"[{table}]"
     message = refused(f"{header}\n{name} = {value}")
     assert re.search(rf"^2: \[{table}.*\] {name}: (item 1: )?expected", message, re.MULTILINE)
 
@@ -560,6 +575,26 @@ def documented() -> dict[tuple[str, str], tuple[str, Any]]:
         else:
             comment = []
     return found
+
+
+def test_a_peer_is_described_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed(
+            ACCOUNT
+            + '[[peer]]\njid = "bob@example.org"\n[[peer]]\njid = "bob@example.org"\n'
+            + '[[peer]]\njid = "carol@example.org/desk"\nlimit_upp = 5\n'
+        )
+    assert [line.partition(": ")[2] for line in str(caught.value).splitlines()] == [
+        "[peer 2] jid: peer 1 is the same; put all its keys below one [[peer]]",
+        '[peer 3] jid: expected a JID such as "alice@example.org", found'
+        ' "carol@example.org/desk": it must not have a resource; write "carol@example.org"',
+        "[peer 3] limit_upp: unknown key; did you mean limit_up?",
+    ]
+
+
+def test_peers_stand_in_double_brackets() -> None:
+    with pytest.raises(ConfigError, match=r"write \[\[peer\]\], in double brackets"):
+        parsed(f'{ACCOUNT}[peer]\njid = "bob@example.org"\n')
 
 
 def test_the_example_documents_every_key_and_nothing_else() -> None:

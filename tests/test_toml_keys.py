@@ -16,6 +16,7 @@ from syncd.toml_keys import (
     UnfitError,
     argument_list,
     boolean,
+    byte_rate,
     check_table_names,
     list_of,
     number,
@@ -166,6 +167,13 @@ FITS: list[tuple[Reader, object, object]] = [
     (secret, "x", "x"),
     (boolean, False, False),
     (whole_number(1, 3), 3, 3),
+    (byte_rate, 0, 0),
+    (byte_rate, 1048576, 1 << 20),
+    (byte_rate, "0", 0),
+    (byte_rate, "2048", 2048),
+    (byte_rate, "5 MiB", 5 << 20),
+    (byte_rate, "1.5KiB/s", 1536),
+    (byte_rate, "500 kB/s", 500_000),
     (number(0, 3, "hours"), 0, 0.0),
     (number(0, 3, "hours"), 2.5, 2.5),
     (one_of("on", "off"), "off", "off"),
@@ -255,6 +263,29 @@ UNFIT: list[tuple[Reader, object, tuple[str, ...]]] = [
         argument_list,
         ["", "x"],
         ("expected a program and its arguments, found an empty name or a NUL",),
+    ),
+    *(
+        (
+            byte_rate,
+            value,
+            (
+                "expected bytes per second (1 KiB to 1 TiB) such as 1048576 or "
+                f'"5 MiB", or 0 for no limit, found {found}',
+            ),
+        )
+        for value, found in [
+            (1023, "1023 (a whole number)"),
+            (-1, "-1 (a whole number)"),
+            (1 << 41, "2199023255552 (a whole number)"),
+            (True, "true (a boolean)"),
+            (2.5e6, "2500000.0 (a number)"),
+            ("5 mib", '"5 mib" (a string)'),
+            ("-5 MiB", '"-5 MiB" (a string)'),
+            ("0.1 B", '"0.1 B" (a string)'),
+            ("5 miB", '"5 miB" (a string)'),
+            ("5 TiB", '"5 TiB" (a string)'),
+            ("", "an empty string"),
+        ]
     ),
     (path, "a\0b", ("expected a path, found a NUL in it",)),
 ]

@@ -17,6 +17,7 @@ import tempfile
 import textwrap
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from syncd.control.client import ask
 from syncd.control.escape import printable
 from syncd.control.messages import Status, StatusRequest
 from syncd.control.summary import amount, outstanding, quantity
+from syncd.demo.login import EVERYTHING
 from syncd.demo.server import open_server
 from syncd.errors import ControlError, SyncdError
 
@@ -215,7 +217,9 @@ async def _show(setup: Setup, directory: Path, *, keep: bool) -> Exit:
     start = trio.current_time()
     passwords = {name: secrets.token_urlsafe(16) for name in NAMES}
     alice, bob = (Party(name, directory / name) for name in NAMES)
-    async with open_server(domain=DOMAIN, accounts=passwords) as server:
+    async with open_server(
+        domain=DOMAIN, accounts=passwords, abilities=EVERYTHING
+    ) as server:
         for party, peer in ((alice, bob), (bob, alice)):
             prepare(party, peer.name, passwords[party.name], server.port, server.ca_pem)
         print("Two daemons and an XMPP server, all on this machine, and gone at the end:")
@@ -231,7 +235,9 @@ async def _show(setup: Setup, directory: Path, *, keep: bool) -> Exit:
                 print(f"\n{party.name}$ syncctl status")
                 status = await _status(party)
                 if status is not None:
-                    output.print_status(status, file=sys.stdout, environ=os.environ)
+                    output.print_status(
+                        status, file=sys.stdout, environ=os.environ, now=datetime.now(UTC)
+                    )
             if keep:
                 await _keep(alice, bob)
     print(_NEXT, end="")

@@ -9,6 +9,7 @@ from syncd.errors import (
     ConfigError,
     ErrorType,
     LockedError,
+    NotFoundError,
     NotRunningError,
     OfflineError,
     SyncdError,
@@ -52,6 +53,7 @@ _BY_ERROR: tuple[tuple[type[SyncdError], Exit], ...] = (
     (ConfigError, Exit.CONFIG),
     (NotRunningError, Exit.NOT_RUNNING),
     (LockedError, Exit.LOCKED),
+    (NotFoundError, Exit.NOT_FOUND),
     (AuthenticationError, Exit.AUTHENTICATION),
     (OfflineError, Exit.UNREACHABLE),
 )

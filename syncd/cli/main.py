@@ -10,8 +10,9 @@ import math
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from syncd import __version__
 from syncd.cli.exits import MEANINGS, Exit, exit_for
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from syncd.control.messages import Status
+
+    _Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no other name
 
 # How long a status may take; a daemon that is well answers in milliseconds, but may share a
 # small machine with much else.
@@ -65,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     exits = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
     parser = argparse.ArgumentParser(
         prog="syncctl",
-        description="Look at syncd, wait for it, or try it out.",
+        description="Look at syncd, wait for it, have a file sent, or try it out.",
         epilog=f"exit codes:\n{exits}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -96,11 +99,74 @@ def _parser() -> argparse.ArgumentParser:
         help="give up after S seconds",
     )
 
+    _add_send(commands)
+    _add_limit(commands)
+    _add_peer(commands)
+
     demo = commands.add_parser("demo", help="let two daemons exchange a file on this machine")
     demo.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C")
 
     commands.add_parser("version", help="print the version")
     return parser
+
+
+def _add_send(commands: _Commands) -> None:
+    send = commands.add_parser(
+        "send",
+        help="send one file to a peer, outside any folder",
+        description="Send one file to a peer, outside any folder. It is delivered when the "
+        "peer is online, after a restart as well.",
+        epilog="With --timeout, exit code 7 says that the peer was offline, 3 that the time "
+        "was too short; the file is still sent.",
+    )
+    send.add_argument("path", metavar="PATH", help="the file; not a link to one")
+    send.add_argument("peer", metavar="JID", help="a peer that the configuration names")
+    send.add_argument("--wait", action="store_true", help="return when it is delivered")
+    send.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=math.inf,
+        metavar="S",
+        help="with --wait: give up waiting after S seconds",
+    )
+
+
+def _add_limit(commands: _Commands) -> None:
+    limit = commands.add_parser(
+        "limit",
+        help="show or change how fast bytes may flow",
+        description="Show how fast bytes may flow, or change it until syncd ends; the "
+        "configuration has the keys limit_up and limit_down for good.",
+    )
+    limit.add_argument("peer", metavar="PEER", nargs="?", default="", help="only to this JID")
+    for way, what in (("up", "leave"), ("down", "come in")):
+        limit.add_argument(
+            f"--{way}",
+            type=_rate,
+            metavar="N",
+            help=f"bytes per second that may {what}, such as 1048576 or 5MiB; 0: no limit",
+        )
+
+
+def _add_peer(commands: _Commands) -> None:
+    peer = commands.add_parser("peer", help="show the keys of peers, or decide about one")
+    actions = peer.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="all keys, and our own").set_defaults(peer="")
+    for name, what in (
+        ("show", "the key of one peer"),
+        ("verify", "say that both ends show the same words"),
+        ("reset-key", "forget a key: the next one is trusted on first use"),
+        ("block", "let nothing go to or come from a peer"),
+    ):
+        action = actions.add_parser(name, help=what)
+        action.add_argument("peer", metavar="JID", help="a bare JID")
+        if name == "verify":
+            action.add_argument(
+                "--fingerprint",
+                default="",
+                metavar="F",
+                help="what the other end prints as its own key; then nobody is asked",
+            )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -111,6 +177,31 @@ def _run(args: argparse.Namespace) -> int:
             return _status(_socket(args), as_json=args.json)
         case "wait":
             return _wait(_socket(args), timeout=args.timeout)
+        case "send":
+            from syncd.cli import sending
+
+            return sending.run(
+                _socket(args),
+                args.path,
+                args.peer,
+                wait=args.wait,
+                timeout=args.timeout,
+                complain=_complain,
+            )
+        case "limit":
+            from syncd.cli import limits
+
+            return limits.run(_socket(args), peer=args.peer, up=args.up, down=args.down)
+        case "peer":
+            from syncd.cli import keys
+
+            return keys.run(
+                _socket(args),
+                args.action,
+                args.peer,
+                fingerprint=getattr(args, "fingerprint", ""),
+                confirm=_confirm if sys.stdin.isatty() else None,
+            )
         case "demo":
             from syncd.cli import demo  # imports trio and a whole server
 
@@ -127,7 +218,8 @@ def _status(path: Path, *, as_json: bool) -> int:
     if as_json:
         output.print_json(status, file=sys.stdout)
     else:
-        output.print_status(status, file=sys.stdout, environ=os.environ)
+        now = datetime.now(UTC)
+        output.print_status(status, file=sys.stdout, environ=os.environ, now=now)
     return _judge(status)
 
 
@@ -209,6 +301,22 @@ def _seconds(text: str) -> float:
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return seconds
+
+
+def _rate(text: str) -> int:
+    from syncd.toml_keys import UnfitError, byte_rate
+
+    try:
+        return int(byte_rate(text))
+    except UnfitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _confirm(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in {"y", "yes"}
+    except EOFError:
+        return False
 
 
 def _complain(message: str, hint: str) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from syncd.control.messages import (
         ErrorStatus,
         FolderStatus,
+        LimitStatus,
         PeerStatus,
         Status,
         TransferStatus,
@@ -59,16 +60,18 @@ def print_json(status: Status, *, file: TextIO) -> None:
     print(text.replace("\x7f", "\\u007f"), file=file)
 
 
-def print_status(status: Status, *, file: TextIO, environ: Mapping[str, str]) -> None:
+def print_status(
+    status: Status, *, file: TextIO, environ: Mapping[str, str], now: datetime
+) -> None:
     """Print a status for people; its first line is the summary, however long.
 
     Args:
       status: What to show.
       file: Where to; whether it is a terminal decides about colours and bars.
       environ: The environment, for NO_COLOR.
+      now: The clock, in UTC.
     """
     console = _console(file, environ)
-    now = datetime.now(UTC)
     # Not wrapped, so that `head -1` gives all of it.
     console.print(_summary(status), soft_wrap=True)
     if console.is_terminal:
@@ -119,7 +122,8 @@ class _Changes:
         if isinstance(seen, Exception):
             _console(self._file, self._environ).print(_failure(seen), soft_wrap=True)
         else:
-            print_status(seen, file=self._file, environ=self._environ)
+            now = datetime.now(UTC)
+            print_status(seen, file=self._file, environ=self._environ, now=now)
         self._file.flush()
 
 
@@ -196,6 +200,7 @@ def _connection(status: Status, now: datetime) -> RenderableType:
             "green" if connection.state == "connected" else "red",
         ),
         *_why(connection.reason, connection.hint),
+        *_limits("all peers together: ", status.limit),
         _text(f"syncd {status.version}, running for {_since(status.started, now)}", "dim"),
     )
 
@@ -236,9 +241,16 @@ def _peer(peer: PeerStatus, now: datetime) -> RenderableType:
         _head(name, f"{state}{since}", "green" if peer.online else "yellow"),
         _text(", ".join(counts)),
         _text(f"encryption: {peer.encryption}"),
+        *_limits("", peer.limit),
         *last,
         *_why(peer.problem, peer.hint),
     )
+
+
+def _limits(whose: str, limit: LimitStatus) -> list[Text]:
+    ways = (("up", limit.up), ("down", limit.down))
+    rates = [f"{way} {amount(rate)}/s" for way, rate in ways if rate]
+    return [_text(f"{whose}limited to {', '.join(rates)}")] if rates else []
 
 
 def _transfer(transfer: TransferStatus, *, bars: bool) -> RenderableType:

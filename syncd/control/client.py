@@ -16,17 +16,24 @@ import zmq
 from syncd.control import lock
 from syncd.control.messages import (
     MAX_REPLY,
+    Keys,
+    Limited,
+    LimitRequest,
+    PeerRequest,
     PingRequest,
     Pong,
     Refusal,
     Rescanned,
     RescanRequest,
+    SendRequest,
+    Standing,
+    StandingRequest,
     Status,
     StatusRequest,
     decode_reply,
     encode_request,
 )
-from syncd.errors import ControlError, ErrorType, NotRunningError
+from syncd.errors import ControlError, ErrorType, NotFoundError, NotRunningError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +57,10 @@ _ANSWERS: dict[type[Request], type[Reply]] = {
     StatusRequest: Status,
     RescanRequest: Rescanned,
     PingRequest: Pong,
+    LimitRequest: Limited,
+    SendRequest: Standing,
+    StandingRequest: Standing,
+    PeerRequest: Keys,
 }
 
 
@@ -59,6 +70,12 @@ def ask(path: Path, request: StatusRequest, *, timeout: float) -> Status: ...
 def ask(path: Path, request: RescanRequest, *, timeout: float) -> Rescanned: ...
 @overload
 def ask(path: Path, request: PingRequest, *, timeout: float) -> Pong: ...
+@overload
+def ask(path: Path, request: LimitRequest, *, timeout: float) -> Limited: ...
+@overload
+def ask(path: Path, request: SendRequest | StandingRequest, *, timeout: float) -> Standing: ...
+@overload
+def ask(path: Path, request: PeerRequest, *, timeout: float) -> Keys: ...
 def ask(path: Path, request: Request, *, timeout: float) -> Reply:
     """Ask the daemon one thing.
 
@@ -73,6 +90,7 @@ def ask(path: Path, request: Request, *, timeout: float) -> Reply:
 
     Raises:
       NotRunningError: No daemon serves the socket.
+      NotFoundError: The daemon knows no file or peer of that name.
       ControlError: The daemon refused, or of type AUTH: we may not ask, or of type WAIT: it
         runs, but has not answered in time.
     """
@@ -117,7 +135,9 @@ def _is_busy(reply: Reply) -> bool:
 
 def _wanted(request: Request, reply: Reply) -> Reply:
     if isinstance(reply, Refusal):
-        again = reply.code in {"busy", "too-slow"}
+        if reply.code == "not-found":
+            raise NotFoundError(reply.message, hint=reply.hint)
+        again = reply.code in {"busy", "too-slow", "waiting"}
         raise ControlError(
             reply.message,
             hint=reply.hint,

@@ -60,6 +60,79 @@ class PingRequest(Struct, frozen=True, kw_only=True, tag_field="command", tag="p
     schema: int = SCHEMA
 
 
+class LimitRequest(Struct, frozen=True, kw_only=True, tag_field="command", tag="limit"):
+    """Asks to change how fast bytes may flow, until the daemon ends; answered by `Limited`.
+
+    Attributes:
+      peer: For this peer only: a bare JID; empty: for all together.
+      up: Bytes per second from the daemon; 0 lifts the limit, None leaves it.
+      down: Bytes per second to the daemon, likewise.
+    """
+
+    schema: int = SCHEMA
+    peer: str = ""
+    up: Natural | None = None
+    down: Natural | None = None
+
+
+class SendRequest(Struct, frozen=True, kw_only=True, tag_field="command", tag="send"):
+    """Asks to send one file outside any folder; answered by `Standing` once that is owed.
+
+    From then on it is as safe as a file in a folder: it is sent when the peer is there, after
+    a restart as well. A file that was sent before is sent again.
+
+    Attributes:
+      path: Of the file, absolute.
+      peer: To whom: a JID, as configured.
+    """
+
+    schema: int = SCHEMA
+    path: str
+    peer: str
+
+
+class StandingRequest(Struct, frozen=True, kw_only=True, tag_field="command", tag="standing"):
+    """Asks what has become of a `SendRequest`; answered by `Standing`.
+
+    Attributes:
+      path: As in that request.
+      peer: As in that request.
+    """
+
+    schema: int = SCHEMA
+    path: str
+    peer: str
+
+
+class PeerRequest(Struct, frozen=True, kw_only=True, tag_field="command", tag="peer"):
+    """Asks about the keys of peers, or decides about one; answered by `Keys`.
+
+    Attributes:
+      action: ``list``: all, and ours; ``show``: one; ``verify``: a person has compared the
+        words or the fingerprints; ``reset-key``: forget it, and trust the next one on first
+        use; ``block``: nothing goes to or comes from this peer.
+      peer: Whose: a bare JID; empty only to list.
+      fingerprint: For ``verify``: what was compared, or the key might be another by now.
+    """
+
+    schema: int = SCHEMA
+    action: Literal["list", "show", "verify", "reset-key", "block"]
+    peer: str = ""
+    fingerprint: str = ""
+
+
+class LimitStatus(Struct, frozen=True, kw_only=True):
+    """How fast bytes may flow.
+
+    Attributes:
+      up: Bytes per second from here; 0: no limit.
+      down: Bytes per second to here; 0: no limit.
+    """
+
+    up: Natural = 0
+    down: Natural = 0
+
+
 class Connection(Struct, frozen=True, kw_only=True):
     """Our own connection to the XMPP server.
 
@@ -128,6 +201,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
       last_error: The last error with this peer, as a sentence; empty if none.
       problem: What stands in the way until a person acts, as a sentence; empty if nothing.
       hint: What to do about the problem.
+      limit: How fast bytes may flow to and from this peer; those of all hold as well.
     """
 
     jid: str
@@ -144,6 +218,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     next_try: Moment | None = None
     problem: str = ""
     hint: str = ""
+    limit: LimitStatus = LimitStatus()
 
 
 class TransferStatus(Struct, frozen=True, kw_only=True):
@@ -204,6 +279,9 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
       peers: All peers of all folders.
       transfers: What moves now.
       errors: The last ones, newest first, a bounded number.
+      limit: How fast bytes may flow, to and from all peers together.
+      counted: When the numbers of deliveries were true: earlier than now if the disk of the
+        state directory takes its time.
     """
 
     schema: int = SCHEMA
@@ -216,6 +294,8 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
     peers: tuple[PeerStatus, ...]
     transfers: tuple[TransferStatus, ...]
     errors: tuple[ErrorStatus, ...]
+    limit: LimitStatus = LimitStatus()
+    counted: Moment | None = None
 
 
 class Rescanned(Struct, frozen=True, kw_only=True, tag_field="kind", tag="rescanned"):
@@ -242,23 +322,101 @@ class Pong(Struct, frozen=True, kw_only=True, tag_field="kind", tag="pong"):
     pid: Natural
 
 
+class Limited(Struct, frozen=True, kw_only=True, tag_field="kind", tag="limited"):
+    """How fast bytes may flow from now on.
+
+    Attributes:
+      peer: To and from this peer; empty: all together.
+      limit: The limits.
+    """
+
+    schema: int = SCHEMA
+    peer: str
+    limit: LimitStatus
+
+
+class Standing(Struct, frozen=True, kw_only=True, tag_field="kind", tag="standing"):
+    """What has become of a file that was to be sent.
+
+    Attributes:
+      state: ``pending``; ``parked``: a person must act; ``delivered``: the peer confirmed it;
+        ``sent``: to a client that confirms nothing, every byte; ``dropped``: the file went
+        away before.
+      online: Whether the peer is there.
+      error: Why it is not there yet, or not any more, as a sentence; empty if nothing failed.
+      hint: What to do about it.
+    """
+
+    schema: int = SCHEMA
+    state: Literal["pending", "parked", "delivered", "sent", "dropped"]
+    online: bool
+    error: str = ""
+    hint: str = ""
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """The key of a peer.
+
+    Attributes:
+      peer: A bare JID.
+      state: ``unverified``: trusted on first use; ``verified``: a person has compared it;
+        ``blocked``; ``changed``: the peer shows another one, and nothing moves.
+      fingerprint: For people to compare: hexadecimal, in groups.
+      words: The same for the telephone: both ends show the same ones.
+      first_seen: When the peer first showed it.
+      last_seen: When it last did.
+      verified_at: When a person compared it.
+      offered: If it changed: the fingerprint of what the peer shows now.
+    """
+
+    peer: str
+    state: Literal["unverified", "verified", "blocked", "changed"]
+    fingerprint: str
+    words: tuple[str, ...]
+    first_seen: Moment
+    last_seen: Moment
+    verified_at: Moment | None = None
+    offered: str = ""
+
+
+class Keys(Struct, frozen=True, kw_only=True, tag_field="kind", tag="keys"):
+    """Keys, as they are after what was asked for.
+
+    Attributes:
+      own: The fingerprint of our own.
+      keys: Those of the peers that were asked about and have shown one.
+    """
+
+    schema: int = SCHEMA
+    own: str
+    keys: tuple[Key, ...]
+
+
 class Refusal(Struct, frozen=True, kw_only=True, tag_field="kind", tag="refusal"):
     """The question was not answered.
 
     Attributes:
-      code: Why, for programs; ``busy`` and ``too-slow`` are worth another try.
+      code: Why, for programs; ``busy``, ``too-slow`` and ``waiting`` are worth another try.
       message: Why, as a sentence.
       hint: What to do about it, or empty.
     """
 
     schema: int = SCHEMA
-    code: Literal["bad-request", "busy", "too-slow", "failed"]
+    code: Literal["bad-request", "busy", "too-slow", "failed", "waiting", "not-found"]
     message: str
     hint: str = ""
 
 
-Request: TypeAlias = StatusRequest | RescanRequest | PingRequest
-Reply: TypeAlias = Status | Rescanned | Pong | Refusal
+Request: TypeAlias = (
+    StatusRequest
+    | RescanRequest
+    | PingRequest
+    | LimitRequest
+    | SendRequest
+    | StandingRequest
+    | PeerRequest
+)
+Reply: TypeAlias = Status | Rescanned | Pong | Limited | Standing | Keys | Refusal
 
 
 class _Header(Struct, frozen=True, kw_only=True):
@@ -272,7 +430,7 @@ _header = msgspec.json.Decoder(_Header)
 _request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _reply: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
-COMMANDS = frozenset({"status", "rescan", "ping"})
+COMMANDS = frozenset({"status", "rescan", "ping", "limit", "send", "standing", "peer"})
 
 
 def encode_request(request: Request) -> bytes:

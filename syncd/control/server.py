@@ -15,7 +15,7 @@ import stat
 from collections import Counter, deque
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import trio
 import zmq
@@ -23,14 +23,18 @@ import zmq
 from syncd.control import lock
 from syncd.control.messages import (
     MAX_REQUEST,
+    LimitRequest,
+    PeerRequest,
     PingRequest,
     Refusal,
     RescanRequest,
+    SendRequest,
+    StandingRequest,
     StatusRequest,
     decode_request,
     encode_reply,
 )
-from syncd.errors import ControlError, LockedError, SyncdError
+from syncd.errors import ControlError, ErrorType, LockedError, NotFoundError, SyncdError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -83,6 +87,11 @@ _LIMITS: dict[type[Request], _Limit] = {
     StatusRequest: _Limit(at_once=16, seconds=30),
     # Millions of files on a slow disk.
     RescanRequest: _Limit(at_once=4, seconds=3600),
+    LimitRequest: _Limit(at_once=4, seconds=5),
+    # Until it is on disk, which may be slow.
+    SendRequest: _Limit(at_once=16, seconds=60),
+    StandingRequest: _Limit(at_once=16, seconds=30),
+    PeerRequest: _Limit(at_once=4, seconds=30),
 }
 
 
@@ -205,11 +214,20 @@ class _Desk:
                 reply = await self._answer(request)
             data = encode_reply(reply)
         except SyncdError as error:
-            data = encode_reply(Refusal(code="failed", message=str(error), hint=error.hint))
+            data = encode_reply(_refusal(error))
         finally:
             self._running[type(request)] -= 1
         self._outbox.append((identity, data))
         self._nap.cancel()
+
+
+def _refusal(error: SyncdError) -> Refusal:
+    code: Literal["not-found", "waiting", "failed"] = "failed"
+    if isinstance(error, NotFoundError):
+        code = "not-found"
+    elif error.type is ErrorType.WAIT:
+        code = "waiting"
+    return Refusal(code=code, message=str(error), hint=error.hint)
 
 
 def _read(frames: list[bytes]) -> Request:

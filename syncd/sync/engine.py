@@ -6,22 +6,30 @@ import functools
 import logging
 import random
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 
-from syncd.errors import ChangedError, ErrorType, JournalError, SyncdError
+from syncd.errors import ChangedError, ErrorType, JournalError, NotFoundError, SyncdError
 from syncd.sync.folder import Folder
-from syncd.sync.plan import RETRY_LAST, Delivery, FileVersion, next_deliveries, retry_delay
-from syncd.sync.walk import BATCH
+from syncd.sync.journal import OUTSIDE
+from syncd.sync.plan import (
+    RETRY_LAST,
+    Delivery,
+    FileVersion,
+    Running,
+    next_deliveries,
+    retry_delay,
+)
+from syncd.sync.walk import BATCH, look_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
-    from syncd.sync.journal import Arrival, Counts, Journal
+    from syncd.sync.journal import Arrival, Counts, Journal, Standing
 
 T = TypeVar("T")
 
@@ -33,6 +41,8 @@ CANDIDATES = 64  # deliveries of one peer
 MAX_ERRORS = 20  # errors
 # A file that changed while it was sent is looked at again; by then it is owed anew.
 AFTER_CHANGE = 2.0  # seconds
+# Files outside any folder that are looked at at a time; their disks may hang.
+MAX_LOOKS = 4  # threads
 # How soon the journal is tried again when its disk refuses to be written.
 JOURNAL_RETRY = 5.0  # seconds
 
@@ -94,6 +104,7 @@ class FolderState:
       problem: Why it cannot be used, or empty.
       hint: What to do about it.
       skipped: What cannot be sent: path and reason, a few of them.
+      unwatched: What changes in some of its directories is found only by a scan.
     """
 
     files: int
@@ -102,6 +113,7 @@ class FolderState:
     problem: str
     hint: str
     skipped: tuple[tuple[str, str], ...]
+    unwatched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +123,13 @@ class Statistics:
     Attributes:
       folders: By id.
       counts: Of the journal.
+      counted: How old the counts may be, seconds: so long the journal's disk has been at work.
       failures: The last ones, newest first.
     """
 
     folders: dict[str, FolderState]
     counts: Counts
+    counted: float
     failures: tuple[Failure, ...]
 
 
@@ -125,8 +139,11 @@ class Engine:
     Args:
       journal: Open.
       rules: The folders.
-      send: Sends one delivery; raises a `SyncdError` if it could not.
-      parallel: How many deliveries may run to one peer.
+      send: Sends one delivery; raises a `SyncdError` if it could not. It calls `answered` when
+        the peer has taken the offer.
+      limit_of: How many deliveries may run to a peer.
+      places: How many deliveries can move bytes at a time.
+      others: Who can be sent files outside any folder, beside whom the folders name.
       clock: Seconds since 1970.
     """
 
@@ -136,27 +153,33 @@ class Engine:
         rules: Sequence[FolderRule],
         send: Callable[[Delivery], Awaitable[Sent]],
         *,
-        parallel: int,
+        limit_of: Callable[[str], int],
+        places: int,
+        others: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
         self._rules = {rule.id: rule for rule in rules}
         self._send = send
-        self._parallel = parallel
+        self._limit_of = limit_of
+        self._places = places
+        self._known = {peer for rule in rules for peer in rule.send_to} | set(others)
         self._clock = clock
         self._folders = {rule.id: self._folder(rule) for rule in rules}
         self._online: frozenset[str] = frozenset()
         self._came_online: set[str] = set()
-        self._running: dict[tuple[str, str, str], Delivery] = {}  # by slot
+        self._running: dict[tuple[str, str, str], Running] = {}  # by slot
         self._failures: deque[Failure] = deque(maxlen=MAX_ERRORS)
         self._wake = trio.Event()
+        self._outside_limiter = trio.CapacityLimiter(MAX_LOOKS)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Watch and deliver, for ever; a delivery that is cancelled is still owed."""
-        await self._journal.forget_others(
-            {rule.id: rule.send_to for rule in self._rules.values()}
+        owed_to = {rule.id: rule.send_to for rule in self._rules.values()}
+        await self._persist(
+            lambda: self._journal.forget_others({**owed_to, OUTSIDE: self._known})
         )
         async with trio.open_nursery() as nursery:
             for folder in self._folders.values():
@@ -168,6 +191,41 @@ class Engine:
         """Only these can be sent to now; who came back is tried at once."""
         self._came_online |= peers - self._online
         self._online = peers
+        self._wake.set()
+
+    def answered(self, delivery: Delivery) -> None:
+        """The peer has taken the offer of this running delivery; bytes are about to move."""
+        running = self._running[delivery.slot]
+        self._running[delivery.slot] = replace(running, answered=True)
+
+    async def send_outside(self, path: str, peer: str) -> None:
+        """Owe one file, which may lie anywhere, to a peer; on disk when this returns.
+
+        A file that was sent before is sent again.
+
+        Args:
+          path: Absolute.
+          peer: As configured.
+
+        Raises:
+          NotFoundError: There is no such file, or the peer is not configured.
+          SyncdError: The file cannot be sent, and why.
+        """
+        if peer not in self._known:
+            raise NotFoundError(
+                f"the configuration names no peer {peer}",
+                hint='add it: [[peer]] jid = "..."; the peer then is asked to be seen',
+            )
+        await self._journal.send_anew(await self._look_outside(path), peer)
+        self._wake.set()
+
+    async def standing_outside(self, path: str, peer: str) -> Standing:
+        """Say what has become of a file that was sent outside any folder."""
+        return await self._journal.standing(OUTSIDE, path, peer)
+
+    async def decided(self, account: str) -> None:
+        """A person has decided about a peer (a bare JID): try at once what waited for that."""
+        await self._persist(lambda: self._journal.unpark(account))
         self._wake.set()
 
     async def arriving(self, arrival: Arrival) -> None:
@@ -189,21 +247,27 @@ class Engine:
                 nursery.start_soon(folder.rescan)
 
     async def statistics(self) -> Statistics:
-        """How everything stands now."""
-        files = {folder.id: await folder.count() for folder in self._folders.values()}
+        """How everything stands now; soon, whatever the disks do."""
+        async with trio.open_nursery() as nursery:
+            for folder in self._folders.values():
+                nursery.start_soon(folder.count)
+        # From here on without a pause: what leaves one of these sums is in another.
+        busy_since = self._journal.busy_since
         return Statistics(
             folders={
                 folder.id: FolderState(
-                    files=files[folder.id],
+                    files=folder.files,
                     settling=folder.settling,
                     scanning=folder.scanning,
                     problem=folder.problem,
                     hint=folder.hint,
                     skipped=tuple(folder.skipped),
+                    unwatched=folder.unwatched,
                 )
                 for folder in self._folders.values()
             },
-            counts=await self._journal.counts(),
+            counts=self._journal.counts(),
+            counted=0.0 if busy_since is None else time.monotonic() - busy_since,
             failures=tuple(reversed(self._failures)),
         )
 
@@ -227,23 +291,30 @@ class Engine:
             while self._came_online:
                 peer = self._came_online.pop()
                 await self._persist(functools.partial(self._journal.retry, peer))
+            free = self._peers_with_room()
             pending = await self._persist(
-                lambda: self._journal.pending(self._online, CANDIDATES)
+                functools.partial(self._journal.pending, free, CANDIDATES)
             )
             now = self._clock()
             chosen, again = next_deliveries(
                 pending,
                 running=self._running.values(),
                 online=self._online,
-                parallel=self._parallel,
+                limit_of=self._limit_of,
+                places=self._places,
                 now=now,
             )
             for delivery in chosen:
-                self._running[delivery.slot] = delivery
+                self._running[delivery.slot] = Running(delivery, now)
                 nursery.start_soon(self._run_one, delivery)
             # Not longer: the clock may be set meanwhile.
             with trio.move_on_after(min(max(0.0, again - now), RETRY_LAST)):
                 await self._wake.wait()
+
+    def _peers_with_room(self) -> list[str]:
+        """Those who can get something now; of the others nobody need know what is owed."""
+        counts = Counter(running.delivery.peer for running in self._running.values())
+        return [peer for peer in self._online if counts[peer] < self._limit_of(peer)]
 
     async def _run_one(self, delivery: Delivery) -> None:
         version = delivery.version
@@ -251,11 +322,7 @@ class Engine:
             sent = await self._send(delivery)
             await self._persist(lambda: self._journal.done(delivery, sent.outcome, sent.digest))
         except ChangedError as error:
-            log.info("%s: %s; looking again", version.path, error)
-            again = self._clock() + AFTER_CHANGE
-            text, hint = str(error), error.hint
-            await self._persist(lambda: self._journal.failed(delivery, text, hint, again))
-            self._folders[version.folder].look_again(version.path)
+            await self._changed(delivery, error)
         except SyncdError as error:
             again = self._clock() + retry_delay(delivery.attempts + 1, random.random())  # noqa: S311 - jitter
             waits = error.type is ErrorType.WAIT
@@ -268,6 +335,39 @@ class Engine:
         finally:
             del self._running[delivery.slot]
             self._wake.set()
+
+    async def _changed(self, delivery: Delivery, error: ChangedError) -> None:
+        """What was to be sent is not there any more; something else may be."""
+        version, peer = delivery.version, delivery.peer
+        log.info("%s: %s; looking again", version.path, error)
+        again = self._clock() + AFTER_CHANGE
+        text, hint = str(error), error.hint
+        if version.folder != OUTSIDE:
+            await self._persist(lambda: self._journal.failed(delivery, text, hint, again))
+            self._folders[version.folder].look_again(version.path)
+            return
+        try:
+            found = await self._look_outside(version.path)
+        except NotFoundError as gone:
+            text = f"the file went away before it was sent: {gone}"
+            await self._failed(delivery, text, gone.hint, None)
+            await self._persist(lambda: self._journal.gone(OUTSIDE, [version.path]))
+        except SyncdError as reason:
+            await self._failed(delivery, str(reason), reason.hint, None)
+        else:
+            await self._persist(lambda: self._journal.send_anew(found, peer, not_before=again))
+
+    async def _look_outside(self, path: str) -> FileVersion:
+        look = await trio.to_thread.run_sync(
+            look_outside, Path(path), limiter=self._outside_limiter
+        )
+        return FileVersion(
+            folder=OUTSIDE,
+            path=path,
+            size=look.size,
+            mtime_ns=look.mtime_ns,
+            inode=look.inode,
+        )
 
     async def _failed(
         self, delivery: Delivery, text: str, hint: str, again: float | None

@@ -39,6 +39,7 @@ from syncd.sync.settle import Settling
 from syncd.sync.walk import (
     BATCH,
     count_files,
+    explain,
     is_ignored,
     look_at,
     missing,
@@ -82,8 +83,10 @@ RESCAN = 600.0  # seconds
 # How soon a folder whose root went away is tried again, and how often it is looked for: no
 # event tells of a root that is renamed, or that a disk is mounted over.
 RETRY = 5.0  # seconds
-# A walk that takes no longer may be made just to count the files for the status.
+# A walk that takes no longer may be made just to count the files for the status,
 CHEAP_WALK = 0.05  # seconds
+# which does not wait for it longer than this: a disk that hangs must not hang the status.
+COUNT_PATIENCE = 0.01  # seconds
 # After an overflow the burst may still go on.
 AFTER_OVERFLOW = 0.5  # seconds
 # Hints that wait for their look; beyond, one scan is cheaper than remembering all.
@@ -109,6 +112,8 @@ class Folder:
       scanning: A scan that somebody may wait for is under way.
       problem: Why it cannot be used, or empty.
       skipped: What cannot be sent and why, a few of them.
+      unwatched: The kernel watches no more directories, so that what changes in some of them
+        is found only by a scan.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Folder:
         self.problem = ""
         self.hint = ""
         self.skipped: list[tuple[str, str]] = []
+        self.unwatched = False
         self._settled = settled
         self._vanished = vanished
         self._owed = owed
@@ -142,6 +148,7 @@ class Folder:
         self._changed = False  # since the files were counted
         self._walk_seconds = math.inf  # the last scan took
         self._limiter = trio.CapacityLimiter(1)
+        self._counter = trio.CapacityLimiter(1)
 
     @property
     def settling(self) -> int:
@@ -158,7 +165,7 @@ class Folder:
                     self.problem = self.hint = ""
                     await self._work(watch)
             except OSError as error:
-                self.problem, self.hint = _explain(error, self.root)
+                self.problem, self.hint = explain(error, self.root)
                 log.warning("folder %s: %s; %s", self.id, self.problem, self.hint)
                 # Only now: who waits looks at `problem` next.
                 self._release_waiters(len(self._scan_waiters))
@@ -177,16 +184,21 @@ class Folder:
         await done.wait()
 
     async def count(self) -> int:
-        """How many files it holds: now, if a walk is cheap, else as of the last scan."""
-        if self._changed and self._walk_seconds < CHEAP_WALK and not self.problem:
+        """How many files it holds: now, if that is soon known, else as of the last scan."""
+        is_cheap = self._changed and self._walk_seconds < CHEAP_WALK and not self.problem
+        if is_cheap and not self._counter.borrowed_tokens:
             self._changed = False
-            with contextlib.suppress(OSError):
-                self.files = await self._in_thread(count_files, self.root)
+            with trio.move_on_after(COUNT_PATIENCE) as patience, contextlib.suppress(OSError):
+                self.files = await trio.to_thread.run_sync(
+                    count_files, self.root, abandon_on_cancel=True, limiter=self._counter
+                )
+            # What an abandoned walk finds is lost, and may be old by then.
+            self._changed = self._changed or patience.cancelled_caught
         return self.files
 
     async def identify(self, path: str) -> FileVersion | None:
         """Say which version lies at a path now; None if no regular file does."""
-        looks = await trio.to_thread.run_sync(look_at, self.root, {path: False})
+        looks = await self._in_thread(look_at, self.root, {path: False})
         look, _ = looks.get(path, (None, False))
         return None if look is None else self._version(path, look)
 
@@ -207,6 +219,7 @@ class Folder:
             now = trio.current_time()
             if min(check_at, self._scan_at) <= now:
                 await self._in_thread(watch.check, self.root)
+                self.unwatched = watch.is_incomplete
                 check_at = now + RETRY
             if self._scan_at <= now:
                 await self._scan()
@@ -426,6 +439,11 @@ class _Watch:
             self._observer.close_unstarted()
             raise
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether some of the directories could not be watched."""
+        return self._observer.is_incomplete
+
     def check(self, root: Path) -> None:
         """Make sure that what is watched is what lies at the path.
 
@@ -451,7 +469,7 @@ class _Observer(InotifyObserver):
     """
 
     def __init__(self, tell: Callable[[None], None]) -> None:
-        self._inotify_fd = _OverflowFD(tell)
+        self._inotify_fd = self._kernel = _OverflowFD(tell)
         self._inotify_fd.start()
         # The full one tells a file that is moved in from one that is created.
         BaseObserver.__init__(
@@ -460,6 +478,11 @@ class _Observer(InotifyObserver):
             timeout=DEFAULT_OBSERVER_TIMEOUT,
             inotify_fd=self._inotify_fd,
         )
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the kernel has refused to watch a directory."""
+        return self._kernel.has_refused
 
     def is_whole(self) -> bool:
         """Whether all its threads live; one that fails ends alone and in silence."""
@@ -477,6 +500,7 @@ class _OverflowFD(InotifyFD):
 
     def __init__(self, tell: Callable[[None], None]) -> None:
         super().__init__()
+        self.has_refused = False
         self._tell = tell
 
     def run(self) -> None:
@@ -492,7 +516,12 @@ class _OverflowFD(InotifyFD):
     ) -> WatchDescriptor:
         # COMPAT(watchdog 7.1): a directory that is seen twice, as when it was made while its
         # parent was walked, is worth a warning there, which holds every path of the tree.
-        watch = self._get_or_create_watch(path, mask)
+        try:
+            watch = self._get_or_create_watch(path, mask)
+        except OSError as error:
+            # COMPAT(watchdog 7.1): passes over a directory below the root that it cannot watch.
+            self.has_refused |= error.errno in {errno.ENOSPC, errno.ENOMEM}
+            raise
         watch.callbacks[id_] = callback
         return watch.wd
 
@@ -515,25 +544,3 @@ def _is_below(path: str, trees: Container[str]) -> bool:
     while path and path not in trees:
         path = path.rpartition("/")[0]
     return bool(path)
-
-
-def _explain(error: OSError, root: Path) -> tuple[str, str]:
-    """What is wrong with a folder, and what to do about it."""
-    match error.errno:
-        case errno.ENOSPC:
-            return (
-                "the kernel watches no more directories (fs.inotify.max_user_watches)",
-                "run: sysctl fs.inotify.max_user_watches=1048576",
-            )
-        case errno.EMFILE:
-            return (
-                "the kernel gives no more inotify instances (fs.inotify.max_user_instances)",
-                "run: sysctl fs.inotify.max_user_instances=1024",
-            )
-        case errno.ENOENT | errno.ENOTDIR | errno.ESTALE:
-            return (
-                f"{root} is gone or was replaced",
-                "is its disk mounted? it is watched again as soon as it is back",
-            )
-        case _:
-            return f"{root} cannot be read: {error.strerror}", "give syncd access to it"

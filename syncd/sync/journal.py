@@ -1,78 +1,34 @@
 """What must survive a crash: which version of which file is owed to whom, and what is known.
 
-One SQLite database in WAL mode with ``synchronous=FULL``: what a method has returned from is
-on disk. It stores "this is owed", "this was delivered" and "this is about to arrive", never
-"I am connected" or "this is being sent": those are found out again after a crash, and doing
+It stores "this is owed", "this was delivered" and "this is about to arrive", never "I am
+connected" or "this is being sent": those are found out again after a crash, and doing
 something twice is harmless because both ends recognise a version. Nothing is deleted from
 ``owed`` except by a delivery, by a newer version, or because the file is gone.
 
-Of the file system it assumes what SQLite does: a write that was fsynced stays. A lock file
-beside it, held for as long as the journal is open, keeps two daemons from sharing it.
-
-More than 400 lines of code, so that all SQL is here and nobody else knows of its tables.
+What a person sends outside any folder is owed under the folder `OUTSIDE`, by its absolute
+path. All SQL about files is here; `syncd.sync.database` makes the tables.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import sqlite3
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import trio
-
-from syncd.errors import ErrorType, JournalError, LockedError
+from syncd.sync.database import Database, open_database
+from syncd.sync.pins import Pins
 from syncd.sync.plan import SMALL, Delivery, FileVersion
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
 
-# "sycd", so that file(1) and we know our own.
-_APPLICATION_ID = 0x73796364
-_SCHEMA_VERSION = 1
-
-_SCHEMA = f"""
-CREATE TABLE file (          -- what lies in our folders, as last seen
-  folder TEXT NOT NULL, path TEXT NOT NULL,
-  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
-  origin TEXT,               -- who sent this very version; NULL: made here
-  digest TEXT, source_size INTEGER, source_mtime_ns INTEGER,
-  PRIMARY KEY (folder, path)
-) WITHOUT ROWID;
--- What is about to lie there. Until it does, which a crash may prevent, the file that it
--- replaces keeps its row above.
-CREATE TABLE arriving (
-  id INTEGER PRIMARY KEY,
-  folder TEXT NOT NULL, path TEXT NOT NULL,
-  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
-  origin TEXT NOT NULL,
-  digest TEXT NOT NULL, source_size INTEGER NOT NULL, source_mtime_ns INTEGER NOT NULL,
-  UNIQUE (folder, path)
-);
-CREATE TABLE owed (
-  id INTEGER PRIMARY KEY,
-  folder TEXT NOT NULL, path TEXT NOT NULL, peer TEXT NOT NULL,
-  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
-  attempts INTEGER NOT NULL DEFAULT 0,
-  not_before REAL NOT NULL DEFAULT 0,   -- seconds since 1970
-  parked INTEGER NOT NULL DEFAULT 0,    -- 1: a person must act
-  error TEXT NOT NULL DEFAULT '', hint TEXT NOT NULL DEFAULT '',
-  UNIQUE (folder, path, peer)
-);
-CREATE INDEX owed_next ON owed (peer, parked, size > {SMALL}, not_before, id);
-CREATE TABLE done (          -- the last version that each peer has of each file
-  folder TEXT NOT NULL, path TEXT NOT NULL, peer TEXT NOT NULL,
-  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
-  outcome TEXT NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL,
-  PRIMARY KEY (folder, path, peer)
-) WITHOUT ROWID;
-"""
+# No folder can have this id.
+OUTSIDE = ""
 
 # Files that arrive and are gone before anybody has looked leave a row each; so long after,
 # nobody will look.
@@ -82,8 +38,6 @@ _MAX_ARRIVING = 10_000  # rows
 _THIS_DELIVERY = (
     "folder = ? AND path = ? AND peer = ? AND size = ? AND mtime_ns = ? AND inode = ?"
 )
-
-_DISK_HINT = "is the disk of the state directory full, or read-only?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +97,24 @@ class Counts:
     pending: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What has become of one file that was owed to one peer.
+
+    Attributes:
+      state: ``pending``; ``parked``: a person must act; ``delivered`` or ``sent``, as for
+        `Journal.done`; ``dropped``: the file went away, or never was owed.
+      attempts: How many have failed.
+      error: The last error, or empty.
+      hint: What to do about it.
+    """
+
+    state: Literal["pending", "parked", "delivered", "sent", "dropped"]
+    attempts: int = 0
+    error: str = ""
+    hint: str = ""
+
+
 @contextlib.asynccontextmanager
 async def open_journal(state_dir: Path) -> AsyncIterator[Journal]:
     """Open, or make, the journal of a state directory.
@@ -152,157 +124,54 @@ async def open_journal(state_dir: Path) -> AsyncIterator[Journal]:
 
     Raises:
       LockedError: Another daemon has it open.
-      JournalError: It cannot be read, or is of a newer syncd.
+      JournalError: It cannot be read, or is of a newer syncd; of type WAIT if the disk is
+        full, which may pass.
     """
-    lock = _lock(state_dir)
-    try:
-        path = state_dir / "journal.db"
-        connection = await trio.to_thread.run_sync(_open, path)
-        journal = Journal(connection)
-        try:
-            yield journal
-        finally:
-            with trio.CancelScope(shield=True):
-                await journal.close()
-    finally:
-        os.close(lock)
-
-
-def _lock(state_dir: Path) -> int:
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise JournalError(
-            f"the state directory {state_dir} cannot be used: {error.strerror}",
-            hint="set state.dir to a directory that syncd may write to",
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError as error:
-        pid = os.pread(lock, 20, 0).decode(errors="replace").strip() or "?"
-        os.close(lock)
-        raise LockedError(
-            f"another syncd (process {pid}) uses the state directory {state_dir}",
-            hint="stop it, or give this one its own state.dir",
-        ) from error
-    except OSError as error:
-        os.close(lock)
-        raise JournalError(
-            f"the state directory {state_dir} cannot be written: {error.strerror}",
-            hint=_DISK_HINT,
-        ) from error
-    return lock
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    hint = f"move {path} away: files are looked at anew, and what peers have is not sent again"
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        # The limiter of `Journal` lets one thread at a time in, not always the same one.
-        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    except (OSError, sqlite3.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise JournalError(
-            f"the journal {path} cannot be opened: {reason}", hint=_DISK_HINT
-        ) from error
-    try:
-        _prepare(connection, path, hint)
-    except sqlite3.Error as error:
-        connection.close()
-        if _is_of_the_disk(error):
-            raise JournalError(
-                f"the journal {path} cannot be written: {error}", hint=_DISK_HINT
-            ) from error
-        raise JournalError(f"the journal {path} is damaged: {error}", hint=hint) from error
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, path: Path, hint: str) -> None:
-    """Check that the database is a sound journal of ours; fill a new one."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    is_new = version == application == tables == 0
-    # Looked at before anything is written: it may be another program's.
-    if not is_new and application != _APPLICATION_ID:
-        raise JournalError(f"{path} is no journal of syncd", hint=hint)
-    if version > _SCHEMA_VERSION:
-        raise JournalError(
-            f"the journal {path} was written by a newer syncd (schema {version})",
-            hint="install that version again, or give this one another state.dir",
-        )
-    if not is_new and version != _SCHEMA_VERSION:
-        raise JournalError(
-            f"the journal {path} is damaged: there is no schema {version}", hint=hint
-        )
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    if is_new:
-        connection.executescript(
-            f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
-            f"PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
-        )
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise JournalError(f"the journal {path} is damaged: {verdict}", hint=hint)
-
-
-def _is_of_the_disk(error: sqlite3.Error) -> bool:
-    """Whether the disk, or who else reads it, refuses us: no word about what is on it."""
-    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary one
-    return code in {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    }
+    async with open_database(state_dir) as database:
+        counts = await database.run(lambda: database.transact(_count, changes=False))
+        yield Journal(database, counts)
 
 
 class Journal:
     """The open journal; made by `open_journal`.
 
-    Every method is one transaction, in a thread, durable when it returns. It raises
+    Every async method is one transaction, in a thread, durable when it returns. It raises
     `JournalError`, of type WAIT if the disk refuses to be written, which may pass.
+
+    Attributes:
+      pins: The keys of peers, in the same database.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._limiter = trio.CapacityLimiter(1)
-        self._counts: Counts | None = None
+    def __init__(self, database: Database, counts: Counts) -> None:
+        self.pins = Pins(database)
+        self._database = database
+        self._counts = counts
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T], *, changes: bool = True) -> T:
-        def transaction() -> T:
-            try:
-                with self._connection:
-                    self._connection.execute("BEGIN IMMEDIATE" if changes else "BEGIN")
-                    return work(self._connection)
-            except sqlite3.Error as error:
-                # A full disk has room again one day; what else there is, is damage.
-                raise JournalError(
-                    f"the journal cannot be written: {error}",
-                    hint=_DISK_HINT,
-                    type=ErrorType.WAIT if _is_of_the_disk(error) else ErrorType.CANCEL,
-                ) from error
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def changed(db: sqlite3.Connection) -> tuple[T, Counts]:
+            return work(db), _count(db)
 
-        if changes:
-            self._counts = None
-        try:
-            return await trio.to_thread.run_sync(transaction, limiter=self._limiter)
-        finally:
-            if changes:
-                self._counts = None
+        def job() -> T:
+            # Set here, where nobody else runs, or a later change might be counted earlier.
+            result, self._counts = self._database.transact(changed)
+            return result
 
-    async def close(self) -> None:
-        """Close the database; the last thing that happens to it."""
-        await trio.to_thread.run_sync(self._connection.close, limiter=self._limiter)
+        return await self._database.run(job)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._database.run(lambda: self._database.transact(work, changes=False))
+
+    @property
+    def busy_since(self) -> float | None:
+        """Since when the disk is at work for us, as `Database.busy_since`."""
+        return self._database.busy_since
+
+    def counts(self) -> Counts:
+        """Everything for the status, as of the last change that is on disk.
+
+        From memory: whoever asks must not wait for a disk that hangs.
+        """
+        return self._counts
 
     async def owe(self, versions: Sequence[FileVersion], peers: Collection[str]) -> None:
         """Owe these versions to these peers, except to who has them already.
@@ -322,9 +191,8 @@ class Journal:
           peers: Only theirs.
           limit: How many at most for each peer, of the small and of the large ones.
         """
-        return await self._run(
-            lambda db: [d for peer in peers for d in _pending(db, peer, limit)],
-            changes=False,
+        return await self._read(
+            lambda db: [d for peer in peers for d in _pending(db, peer, limit)]
         )
 
     async def done(
@@ -365,6 +233,7 @@ class Journal:
         def work(db: sqlite3.Connection) -> None:
             db.executemany("DELETE FROM owed WHERE folder = ? AND path = ?", keys)
             db.executemany("DELETE FROM file WHERE folder = ? AND path = ?", keys)
+            db.executemany("DELETE FROM md5 WHERE folder = ? AND path = ?", keys)
 
         await self._run(work)
 
@@ -385,7 +254,7 @@ class Journal:
             )
             return [path for (path,) in rows]
 
-        return await self._run(work, changes=False)
+        return await self._read(work)
 
     async def retry(self, peer: str) -> None:
         """Try everything that failed with this peer as soon as possible; not what is parked."""
@@ -394,6 +263,20 @@ class Journal:
                 "UPDATE owed SET not_before = 0"
                 " WHERE peer = ? AND parked = 0 AND not_before > 0",
                 (peer,),
+            )
+        )
+
+    async def unpark(self, account: str) -> None:
+        """A person has decided about a peer: try what waited for that.
+
+        Args:
+          account: A bare JID; all that is owed to it, or to one of its resources.
+        """
+        await self._run(
+            lambda db: db.execute(
+                "UPDATE owed SET parked = 0, not_before = 0, attempts = 0"
+                " WHERE peer = ? OR substr(peer, 1, length(?) + 1) = ? || '/'",
+                (account, account, account),
             )
         )
 
@@ -417,15 +300,59 @@ class Journal:
 
         There are two as long as nobody has looked whether the newer one has got its name.
         """
-        return await self._run(lambda db: _arrivals(db, folder, path), changes=False)
+        return await self._read(lambda db: _arrivals(db, folder, path))
 
-    async def counts(self) -> Counts:
-        """Count everything for the status; remembered until something changes."""
-        if self._counts is None:
-            counts = await self._run(_count, changes=False)
-            self._counts = counts
-            return counts
-        return self._counts
+    async def send_anew(
+        self, version: FileVersion, peer: str, *, not_before: float = 0.0
+    ) -> None:
+        """Owe a version to a peer although it may have it, or may not have wanted it.
+
+        Args:
+          version: What is owed; nobody else is owed it because of this.
+          peer: To whom.
+          not_before: When it may be sent, seconds since 1970.
+        """
+
+        def work(db: sqlite3.Connection) -> None:
+            key = (version.folder, version.path, peer)
+            for table in ("done", "owed"):
+                db.execute(
+                    f"DELETE FROM {table} WHERE folder = ? AND path = ? AND peer = ?",  # noqa: S608 - constants
+                    key,
+                )
+            db.execute(
+                "INSERT INTO owed (folder, path, peer, size, mtime_ns, inode, not_before)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, *_identity(version), not_before),
+            )
+
+        await self._run(work)
+
+    async def standing(self, folder: str, path: str, peer: str) -> Standing:
+        """Say what has become of a file that was owed to a peer."""
+        return await self._read(lambda db: _standing(db, (folder, path, peer)))
+
+    async def md5(self, version: FileVersion) -> str | None:
+        """The MD5 of a version, hexadecimal, if it was worked out before."""
+
+        def work(db: sqlite3.Connection) -> str | None:
+            row = db.execute(
+                "SELECT digest FROM md5"
+                " WHERE folder = ? AND path = ? AND (size, mtime_ns, inode) = (?, ?, ?)",
+                (version.folder, version.path, *_identity(version)),
+            ).fetchone()
+            return None if row is None else str(row[0])
+
+        return await self._read(work)
+
+    async def keep_md5(self, version: FileVersion, digest: str) -> None:
+        """Keep the MD5 of a version, which takes the place of an older one's."""
+        await self._run(
+            lambda db: db.execute(
+                "INSERT OR REPLACE INTO md5 VALUES (?, ?, ?, ?, ?, ?)",
+                (version.folder, version.path, *_identity(version), digest),
+            )
+        )
 
 
 def _owe(
@@ -575,7 +502,11 @@ def _done(
     version, key = delivery.version, _delivery(delivery)
     db.execute(f"DELETE FROM owed WHERE {_THIS_DELIVERY}", key)  # noqa: S608 - a constant
     db.execute(
-        "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO done VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        # Not OR REPLACE, which no trigger sees.
+        " ON CONFLICT (folder, path, peer) DO UPDATE SET size = excluded.size,"
+        " mtime_ns = excluded.mtime_ns, inode = excluded.inode, outcome = excluded.outcome,"
+        " digest = excluded.digest, at = excluded.at",
         (*key, outcome, digest, at),
     )
     # While this one was on its way, the version that the peer had before may have come back:
@@ -588,29 +519,64 @@ def _done(
         _owe(db, [_version(version.folder, version.path, *row)], [delivery.peer])
 
 
+def _standing(db: sqlite3.Connection, key: tuple[str, str, str]) -> Standing:
+    owed = db.execute(
+        "SELECT parked, attempts, error, hint FROM owed"
+        " WHERE folder = ? AND path = ? AND peer = ?",
+        key,
+    ).fetchone()
+    if owed is not None:
+        parked, attempts, error, hint = owed
+        state: Literal["pending", "parked"] = "parked" if parked else "pending"
+        return Standing(state=state, attempts=attempts, error=error, hint=hint)
+    done = db.execute(
+        "SELECT outcome FROM done WHERE folder = ? AND path = ? AND peer = ?", key
+    ).fetchone()
+    return Standing(state="dropped" if done is None else done[0])
+
+
 def _count(db: sqlite3.Connection) -> Counts:
-    peers: dict[str, dict[str, int | float | str | None]] = {}
-    for peer, pending, size, parked, next_try in db.execute(
-        "SELECT peer, count(*), sum(size), sum(parked),"
-        " min(CASE WHEN not_before > 0 AND parked = 0 THEN not_before END)"
-        " FROM owed GROUP BY peer"
+    """Read what the triggers have counted: a few searches for each peer, after every change."""
+    peers: dict[str, PeerCount] = {}
+    for peer, pending, size, parked, delivered, sent in db.execute(
+        "SELECT peer, pending, pending_bytes, parked, delivered, sent FROM tally"
+        " WHERE pending > 0 OR delivered > 0 OR sent > 0"
     ):
-        peers[peer] = {
-            "pending": pending, "pending_bytes": size, "parked": parked, "next_try": next_try,
-        }  # fmt: skip
+        error, hint = _last_error(db, peer) if pending else ("", "")
+        peers[peer] = PeerCount(
+            pending=pending,
+            pending_bytes=size,
+            parked=parked,
+            delivered=delivered,
+            sent=sent,
+            next_try=_next_try(db, peer) if pending > parked else None,
+            error=error,
+            hint=hint,
+        )
+    folders = db.execute("SELECT folder, pending FROM folder_tally WHERE pending > 0")
+    return Counts(peers=peers, pending=dict(folders.fetchall()))
+
+
+def _last_error(db: sqlite3.Connection, peer: str) -> tuple[str, str]:
     # Parked ones first: those need somebody to read them.
-    for peer, error, hint in db.execute(
-        "SELECT peer, error, hint FROM owed WHERE error <> '' ORDER BY parked, id"
-    ):
-        peers[peer] |= {"error": error, "hint": hint}
-    for peer, outcome, number in db.execute(
-        "SELECT peer, outcome, count(*) FROM done GROUP BY peer, outcome"
-    ):
-        peers.setdefault(peer, {})[outcome] = number
-    pending = dict(
-        db.execute("SELECT folder, count(DISTINCT path) FROM owed GROUP BY folder").fetchall()
-    )
-    return Counts(
-        peers={peer: PeerCount(**values) for peer, values in peers.items()},  # type: ignore[arg-type]  # the columns above
-        pending=pending,
-    )
+    row: tuple[str, str] | None = db.execute(
+        "SELECT error, hint FROM owed WHERE peer = ? AND error <> ''"
+        " ORDER BY parked DESC, id DESC LIMIT 1",
+        (peer,),
+    ).fetchone()
+    return row or ("", "")
+
+
+def _next_try(db: sqlite3.Connection, peer: str) -> float | None:
+    first = [
+        not_before
+        for large in (False, True)
+        # In the words of the index, or it is not used.
+        for (not_before,) in db.execute(
+            "SELECT not_before FROM owed"  # noqa: S608 - a constant
+            f" WHERE peer = ? AND parked = 0 AND (size > {SMALL}) = ? AND not_before > 0"
+            " ORDER BY not_before LIMIT 1",
+            (peer, large),
+        )
+    ]
+    return min(first, default=None)

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
-# Each running delivery has a task and, while bytes flow, a thread; beyond this many the
-# disk and the link only get slower.
+# Started deliveries, those included that only wait for their peer's answer: each is a task
+# and an open file.
 MAX_RUNNING = 32  # deliveries
-# A file up to this size never waits for a place behind larger ones: one place of each peer
-# is kept free of files above it.
+# A file up to this size never waits for a place behind larger ones: one place of each peer,
+# and one of all, is kept free of files above it.
 SMALL = 4 * 1024 * 1024  # bytes
+# A delivery takes up one of the places that move bytes from its beginning, or more would be
+# offered than can move. A peer that has not answered for so long may never do so: its place
+# goes to somebody else, and if it answers after all, it waits for the next that is free.
+ANSWER_GRACE = 5.0  # seconds
 
 # Doubling from the first to the last; a peer that comes online is tried at once anyway.
 RETRY_FIRST = 2.0  # seconds
@@ -64,83 +68,133 @@ class Delivery:
         return self.peer, self.version.folder, self.version.path
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A delivery that was started and has not ended.
+
+    Attributes:
+      delivery: Which.
+      began: When, seconds since 1970.
+      answered: The peer has taken the offer: bytes move, or are about to.
+    """
+
+    delivery: Delivery
+    began: float
+    answered: bool = False
+
+
 def next_deliveries(
     pending: Iterable[Delivery],
     *,
-    running: Collection[Delivery],
+    running: Collection[Running],
     online: frozenset[str],
-    parallel: int,
+    limit_of: Callable[[str], int],
+    places: int,
     now: float,
 ) -> tuple[list[Delivery], float]:
     """Choose what to start.
 
-    Peers take turns; a peer's deliveries start in the order given, but its last place is kept
-    for small files, so that none waits for a huge one.
+    The next place goes to the peer that has the fewest. Among those that have as many it goes
+    to what was owed first, so that one file to several peers starts at about the same time,
+    and is read from the disk once. A peer's deliveries start in the order given, but its last
+    place, and the last of all, is kept for small files: none waits for a huge one.
 
     Args:
       pending: What is owed, in the order in which it shall start.
       running: What has been started.
       online: The peers that can be sent to.
-      parallel: How many may run to one peer.
+      limit_of: How many may run to a peer.
+      places: How many can move bytes at a time.
       now: Seconds since 1970.
 
     Returns:
       The deliveries to start now, and when to ask again (`math.inf`: only when something
       changes).
     """
-    taken = {delivery.slot for delivery in running}
-    count: dict[str, int] = {}
-    large: dict[str, int] = {}
-    for delivery in running:
-        count[delivery.peer] = count.get(delivery.peer, 0) + 1
-        large[delivery.peer] = large.get(delivery.peer, 0) + (delivery.version.size > SMALL)
+    held = _Held(running, limit_of, places, now)
     queues: dict[str, list[Delivery]] = {}
     wake = math.inf
     for delivery in pending:
-        if delivery.peer not in online or delivery.slot in taken:
+        if delivery.peer not in online or delivery.slot in held.slots:
             continue
         # No retry is set further off than RETRY_LAST: then the clock was set back.
         if now < delivery.not_before <= now + RETRY_LAST:
             wake = min(wake, delivery.not_before)
             continue
         queues.setdefault(delivery.peer, []).append(delivery)
-    chosen: list[Delivery] = []
     for queue in queues.values():
         queue.reverse()  # so that pop() takes the oldest
-    while queues and len(running) + len(chosen) < MAX_RUNNING:
-        for peer in list(queues):
-            picked = _pop(queues, peer, taken, large, count, parallel)
-            if picked is None:
-                continue
-            chosen.append(picked)
-            taken.add(picked.slot)
-            count[peer] = count.get(peer, 0) + 1
-            large[peer] = large.get(peer, 0) + (picked.version.size > SMALL)
-            if len(running) + len(chosen) >= MAX_RUNNING:
+    chosen: list[Delivery] = []
+    while queues and held.free > 0:
+        peer = min(queues, key=lambda peer: (held.count(peer), _age(queues[peer][-1])))
+        while queue := queues[peer]:
+            delivery = queue.pop()
+            if held.has_room_for(delivery):
+                held.take(delivery)
+                chosen.append(delivery)
                 break
+        if not queue:
+            del queues[peer]
+    if queues:
+        wake = min(wake, held.next_silence)
     return chosen, wake
 
 
-def _pop(
-    queues: dict[str, list[Delivery]],
-    peer: str,
-    taken: set[tuple[str, str, str]],
-    large: dict[str, int],
-    count: dict[str, int],
-    parallel: int,
-) -> Delivery | None:
-    """Take the next delivery of a peer; drops its queue when there is none."""
-    queue = queues[peer]
-    if count.get(peer, 0) < parallel:
-        room_for_large = large.get(peer, 0) < max(1, parallel - 1)
-        while queue:
-            delivery = queue.pop()
-            if delivery.slot in taken:
-                continue
-            if delivery.version.size <= SMALL or room_for_large:
-                return delivery
-    del queues[peer]
-    return None
+def _age(delivery: Delivery) -> tuple[float, int]:
+    """What was owed earlier, and never failed, is less."""
+    return delivery.not_before, delivery.id
+
+
+class _Held:
+    """The places that are taken, by whom and for what."""
+
+    def __init__(
+        self,
+        running: Collection[Running],
+        limit_of: Callable[[str], int],
+        places: int,
+        now: float,
+    ) -> None:
+        self.slots: set[tuple[str, str, str]] = set()
+        self.free = MAX_RUNNING
+        self.next_silence = math.inf  # when a place is given up, seconds since 1970
+        self._limit_of = limit_of
+        self._counts: dict[str, int] = {}
+        self._large: dict[str, int] = {}
+        self._all_large = 0
+        self._places = places
+        moving = 0
+        for each in running:
+            is_silent = not each.answered and now - each.began >= ANSWER_GRACE
+            if not each.answered and not is_silent:
+                self.next_silence = min(self.next_silence, each.began + ANSWER_GRACE)
+            self.take(each.delivery, counts=not is_silent)
+            moving += not is_silent
+        self.free = min(MAX_RUNNING - len(running), places - moving)
+
+    def count(self, peer: str) -> int:
+        """How many run to a peer."""
+        return self._counts.get(peer, 0)
+
+    def has_room_for(self, delivery: Delivery) -> bool:
+        """Whether it may start, as far as there are places at all."""
+        limit, peer = self._limit_of(delivery.peer), delivery.peer
+        if delivery.slot in self.slots or self.count(peer) >= limit:
+            return False
+        # Of one single place huge files must have their share.
+        return delivery.version.size <= SMALL or (
+            self._large.get(peer, 0) < max(1, limit - 1)
+            and self._all_large < max(1, self._places - 1)
+        )
+
+    def take(self, delivery: Delivery, *, counts: bool = True) -> None:
+        """Give it a place; its peer's in any case, one of all if it counts."""
+        is_large = delivery.version.size > SMALL
+        self.slots.add(delivery.slot)
+        self._counts[delivery.peer] = self.count(delivery.peer) + 1
+        self._large[delivery.peer] = self._large.get(delivery.peer, 0) + is_large
+        self._all_large += is_large and counts
+        self.free -= 1
 
 
 def retry_delay(attempts: int, jitter: float) -> float:

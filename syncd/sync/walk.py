@@ -6,6 +6,7 @@ Only regular files count, links are never followed, and what cannot be sent is n
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -14,6 +15,7 @@ import stat
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
+from syncd.errors import NotFoundError, SyncdError
 from syncd.sync.settle import Look
 
 if TYPE_CHECKING:
@@ -150,6 +152,74 @@ def look_at(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, 
         unwritten = look.ctime_ns != look.mtime_ns and renamed
         looks[path] = (look, unwritten and _nobody_writes(root / path))
     return looks
+
+
+def explain(error: OSError, root: Path) -> tuple[str, str]:
+    """Say what is wrong with a folder, and what to do about it."""
+    match error.errno:
+        case errno.ENOSPC:
+            return (
+                "the kernel watches no more directories (fs.inotify.max_user_watches)",
+                "run: sysctl fs.inotify.max_user_watches=1048576",
+            )
+        case errno.EMFILE:
+            return (
+                "the kernel gives no more inotify instances (fs.inotify.max_user_instances)",
+                "run: sysctl fs.inotify.max_user_instances=1024",
+            )
+        case errno.ENOENT | errno.ENOTDIR | errno.ESTALE:
+            return (
+                f"{root} is gone or was replaced",
+                "is its disk mounted? it is watched again as soon as it is back",
+            )
+        case _:
+            return f"{root} cannot be read: {error.strerror}", "give syncd access to it"
+
+
+def look_outside(path: Path) -> Look:
+    """Look at one file that a person has named, and that may lie anywhere.
+
+    Raises:
+      NotFoundError: There is nothing.
+      SyncdError: It cannot be sent, and why.
+    """
+    if reason := unsendable(str(path)):
+        raise SyncdError(f"{str(path)!r} cannot be sent: {reason}", hint="rename it")
+    try:
+        # Not what a link leads to: who can change it could have us send any file. Opened, to
+        # know that we may; O_NONBLOCK, or a FIFO would keep us for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _explain_outside(path, error) from error
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise SyncdError(f"{path} is no regular file", hint="only files can be sent")
+    look = Look.of(status)
+    if not _is_dated(look):
+        raise SyncdError(f"the time of {path} is not between 1678 and 2262", hint="touch it")
+    return look
+
+
+def _explain_outside(path: Path, error: OSError) -> SyncdError:
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return NotFoundError(f"there is no file {path}")
+        case errno.ELOOP:
+            return SyncdError(
+                f"{path} is a symbolic link, which syncd does not follow",
+                hint="name the file that it leads to",
+            )
+        case errno.EACCES | errno.EPERM:
+            return SyncdError(
+                f"syncd may not read {path}", hint="give the user that runs syncd access to it"
+            )
+        case errno.ENXIO:  # a socket, or a device without a driver
+            return SyncdError(f"{path} is no regular file", hint="only files can be sent")
+        case _:
+            return SyncdError(f"{path} cannot be read: {error.strerror}")
 
 
 def missing(root: Path, paths: list[str]) -> list[str]:

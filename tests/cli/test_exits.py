@@ -10,6 +10,7 @@ from syncd.errors import (
     ErrorType,
     JournalError,
     LockedError,
+    NotFoundError,
     NotRunningError,
     OfflineError,
     StalledError,
@@ -29,6 +30,7 @@ from syncd.errors import (
         (StalledError("no byte moved"), 3),
         (ControlError("not permitted", type=ErrorType.AUTH), 1),
         (JournalError("no"), 1),
+        (NotFoundError("no"), 10),
     ],
 )
 def test_every_error_has_its_exit_code(error: SyncdError, code: int) -> None:

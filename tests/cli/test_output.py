@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.cli import output
-from syncd.control.messages import Status, decode_reply
+from syncd.control.messages import LimitStatus, Status, decode_reply
 from syncd.errors import NotRunningError
 from tests.support.statuses import (
     BOB,
@@ -23,9 +23,7 @@ from tests.support.statuses import (
     status,
 )
 
-# `print_status` looks at the clock itself, so what it shall show as a span counts from now,
-# with half a unit in hand.
-NOW = datetime.now(UTC)
+NOW = datetime(2031, 5, 4, 12, 0, tzinfo=UTC)
 AGO = NOW - timedelta(minutes=3, seconds=10)
 
 BUSY = status(
@@ -59,7 +57,7 @@ class Terminal(io.StringIO):
 
 def plain(seen: Status) -> str:
     file = io.StringIO()
-    output.print_status(seen, file=file, environ={})
+    output.print_status(seen, file=file, environ={}, now=NOW)
     return file.getvalue()
 
 
@@ -72,6 +70,13 @@ def test_the_first_line_is_the_whole_summary() -> None:
     seen = but(BUSY, summary="WAITING: " + "very " * 100 + "long")
 
     assert plain(seen).splitlines()[0] == seen.summary
+
+
+def test_limits_in_force_are_shown() -> None:
+    limited = but(BOB, limit=LimitStatus(down=500_000))
+    lines = words(plain(status(peers=(limited,), limit=LimitStatus(up=5 << 20, down=1024))))
+    assert "all peers together: limited to up 5.0 MiB/s, down 1.0 KiB/s" in lines
+    assert "limited to down 488.3 KiB/s" in lines
 
 
 def test_what_a_pipe_gets() -> None:
@@ -164,7 +169,7 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(
     monkeypatch.setenv("TERM", "xterm-256color")
     file = Terminal()
 
-    output.print_status(BUSY, file=file, environ=environ)
+    output.print_status(BUSY, file=file, environ=environ, now=NOW)
 
     # ECMA-48: 30 to 37 are the foreground colours; bold and dim are none.
     assert bool(re.search(r"\x1b\[(?:\d+;)*3[0-8][;m]", file.getvalue())) == colours

@@ -12,6 +12,12 @@ from syncd.control import messages
 from syncd.control.messages import (
     MAX_REPLY,
     MAX_REQUEST,
+    Key,
+    Keys,
+    Limited,
+    LimitRequest,
+    LimitStatus,
+    PeerRequest,
     PingRequest,
     Pong,
     Refusal,
@@ -19,6 +25,9 @@ from syncd.control.messages import (
     Request,
     Rescanned,
     RescanRequest,
+    SendRequest,
+    Standing,
+    StandingRequest,
     StatusRequest,
     decode_reply,
     decode_request,
@@ -26,13 +35,36 @@ from syncd.control.messages import (
     encode_request,
 )
 from syncd.errors import ControlError
-from tests.support.statuses import BOB, DECLINED, PHOTOS, SENDING, but, status
+from tests.support.statuses import BOB, DECLINED, NOW, PHOTOS, SENDING, but, status
 
-REQUESTS = [StatusRequest(), RescanRequest(), PingRequest()]
+REQUESTS = [
+    StatusRequest(),
+    RescanRequest(),
+    PingRequest(),
+    LimitRequest(peer="bob@example.org", up=1024, down=0),
+    SendRequest(path="/srv/a.pdf", peer="bob@example.org"),
+    StandingRequest(path="/srv/a.pdf", peer="bob@example.org"),
+    PeerRequest(action="reset-key", peer="bob@example.org"),
+]
 REPLIES = [
     status(transfers=(SENDING,), errors=(DECLINED,)),
     Rescanned(files=3),
     Pong(version="1.2.3", pid=77),
+    Limited(peer="", limit=LimitStatus(up=1024)),
+    Standing(state="parked", online=True, error="declined", hint="ask bob"),
+    Keys(
+        own="aa",
+        keys=(
+            Key(
+                peer="bob@example.org",
+                state="unverified",
+                fingerprint="bb",
+                words=("one", "two"),
+                first_seen=NOW,
+                last_seen=NOW,
+            ),
+        ),
+    ),
     Refusal(code="busy", message="syncd is busy", hint="try again"),
 ]
 

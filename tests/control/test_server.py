@@ -1,7 +1,5 @@
 """The server with real sockets, asked by real clients in threads."""
 
-
-
 from __future__ import annotations
 
 import fcntl
@@ -23,6 +21,7 @@ from syncd.control.client import ask
 from syncd.control.messages import (
     MAX_REPLY,
     MAX_REQUEST,
+    LimitRequest,
     PingRequest,
     Pong,
     Reply,
@@ -32,7 +31,14 @@ from syncd.control.messages import (
     StatusRequest,
     encode_request,
 )
-from syncd.errors import ControlError, ErrorType, LockedError, NotRunningError
+from syncd.errors import (
+    ControlError,
+    ErrorType,
+    JournalError,
+    LockedError,
+    NotFoundError,
+    NotRunningError,
+)
 from tests.support.statuses import BOB, but, status
 
 if TYPE_CHECKING:
@@ -54,6 +60,27 @@ async def answer_all(request: Request) -> Reply:
             return Rescanned(files=3)
         case PingRequest():
             return PONG
+        case _:
+            raise NotFoundError("nobody of that name", hint="look again")
+
+
+async def test_what_is_not_found_and_what_may_pass_keep_their_meaning(path: Path) -> None:
+    """A program tells them apart, by the exit code of syncctl."""
+
+    async def answer(request: Request) -> Reply:
+        if isinstance(request, StatusRequest):
+            raise JournalError("the disk is full", hint="make room", type=ErrorType.WAIT)
+        return await answer_all(request)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, path, answer)
+        with pytest.raises(NotFoundError, match="nobody of that name") as missing:
+            await ask_in_thread(path, LimitRequest(peer="eve@example.org"))
+        with pytest.raises(ControlError, match="the disk is full") as full:
+            await ask_in_thread(path, StatusRequest())
+        nursery.cancel_scope.cancel()
+    assert (missing.value.hint, full.value.hint) == ("look again", "make room")
+    assert full.value.type is ErrorType.WAIT
 
 
 async def ask_in_thread(path: Path, request: Any, timeout: float = PATIENCE) -> Any:

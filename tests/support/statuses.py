@@ -11,6 +11,7 @@ from syncd.control.messages import (
     Connection,
     ErrorStatus,
     FolderStatus,
+    LimitStatus,
     PeerStatus,
     Status,
     TransferStatus,
@@ -74,6 +75,7 @@ def status(
     transfers: tuple[TransferStatus, ...] = (),
     errors: tuple[ErrorStatus, ...] = (),
     now: datetime = NOW,
+    limit: LimitStatus = LimitStatus(),  # noqa: B008 - frozen
 ) -> Status:
     """Make a whole status, judged as the daemon judges it."""
     state, summary = summarise(
@@ -94,4 +96,5 @@ def status(
         peers=peers,
         transfers=transfers,
         errors=errors,
+        limit=limit,
     )

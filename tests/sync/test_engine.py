@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import trio
+import trio.testing
 
 from syncd.errors import (
     ChangedError,
     DeclinedError,
     JournalError,
+    NotFoundError,
     OfflineError,
     StalledError,
 )
@@ -31,8 +33,14 @@ from syncd.sync.engine import (
     FolderState,
     Sent,
 )
-from syncd.sync.journal import Arrival, PeerCount, open_journal
-from syncd.sync.plan import MAX_RUNNING, RETRY_FIRST, Delivery, FileVersion
+from syncd.sync.journal import OUTSIDE, Arrival, PeerCount, Standing, open_journal
+from syncd.sync.plan import (
+    ANSWER_GRACE,
+    MAX_RUNNING,
+    RETRY_FIRST,
+    Delivery,
+    FileVersion,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -151,7 +159,14 @@ async def working(
     world.root.mkdir(exist_ok=True)
     async with open_journal(world.state) as journal, trio.open_nursery() as nursery:
         rule = FolderRule(id="photos", path=world.root, send_to=send_to, settle=settle)
-        world.engine = Engine(journal, [rule], world.send, parallel=parallel, clock=lambda: NOW)
+        world.engine = Engine(
+            journal,
+            [rule],
+            world.send,
+            limit_of=lambda _: parallel,
+            places=MAX_RUNNING,
+            clock=lambda: NOW,
+        )
         world.engine.set_online(frozenset(online))
         await nursery.start(world.engine.run)
         await world.engine.rescan()  # so that it watches
@@ -379,7 +394,7 @@ async def test_while_the_journal_cannot_be_written_the_engine_waits(
     async with working(tmp_path, gate) as world:
         world.drop("sent-before")
         await world.until_begun(1)
-        database = world.engine._journal._connection
+        database = world.engine._journal._database.connection
         database.execute("PRAGMA query_only = 1")
         gate.set()
         world.drop("meanwhile")
@@ -402,7 +417,7 @@ async def test_while_the_journal_cannot_be_written_the_engine_waits(
 async def test_an_engine_that_waits_for_its_journal_can_be_stopped(tmp_path: Path) -> None:
     with trio.fail_after(PATIENCE):
         async with working(tmp_path) as world:
-            world.engine._journal._connection.execute("PRAGMA query_only = 1")
+            world.engine._journal._database.connection.execute("PRAGMA query_only = 1")
             world.drop("a")
             await world.until(lambda now: now.folders["photos"].settling)
     async with working(tmp_path) as world:
@@ -643,7 +658,14 @@ async def test_a_folder_that_is_gone_is_told_and_the_others_go_on(tmp_path: Path
             FolderRule(id=path.name, path=path, send_to=(BOB,), settle=0.0)
             for path in (tmp_path / "gone", there)
         ]
-        world.engine = Engine(journal, rules, world.send, parallel=4, clock=lambda: NOW)
+        world.engine = Engine(
+            journal,
+            rules,
+            world.send,
+            limit_of=lambda _: 4,
+            places=MAX_RUNNING,
+            clock=lambda: NOW,
+        )
         await nursery.start(world.engine.run)
         world.engine.set_online(frozenset({BOB}))
         await world.engine.rescan()
@@ -653,3 +675,152 @@ async def test_a_folder_that_is_gone_is_told_and_the_others_go_on(tmp_path: Path
         assert folders["gone"].problem == f"{tmp_path / 'gone'} is gone or was replaced"
         assert folders["there"].problem == ""
         nursery.cancel_scope.cancel()
+
+
+# --- Outside any folder
+
+
+async def test_a_file_that_a_person_sends_is_owed_and_delivered(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+    gate = trio.Event()
+    async with working(tmp_path, gate) as world:
+        await world.engine.send_outside(str(letter), BOB)
+        await world.until_begun(1)
+        version = world.deliveries[0].version
+        assert (version.folder, version.path, version.size) == (OUTSIDE, str(letter), 5)
+        assert world.seen == [1]
+        standing = await world.engine.standing_outside(str(letter), BOB)
+        assert standing == Standing(state="pending")
+        gate.set()
+        await world.until_idle()
+        standing = await world.engine.standing_outside(str(letter), BOB)
+        assert standing == Standing(state="delivered")
+        # Again, because a person wants it.
+        await world.engine.send_outside(str(letter), BOB)
+        await world.until_begun(2)
+
+
+async def test_what_a_person_sent_survives_a_restart(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+    async with working(tmp_path, online=()) as world:
+        await world.engine.send_outside(str(letter), BOB)
+    async with working(tmp_path) as world:
+        await world.until_begun(1)
+        assert world.begun == [(BOB, str(letter))]
+
+
+async def test_a_file_goes_to_nobody_who_is_unknown(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+    async with working(tmp_path) as world:
+        with pytest.raises(NotFoundError, match=f"names no peer {CAROL}"):
+            await world.engine.send_outside(str(letter), CAROL)
+        with pytest.raises(NotFoundError, match="there is no file"):
+            await world.engine.send_outside(str(tmp_path / "nothing"), BOB)
+        assert world.owed_paths() == []
+
+
+async def test_a_file_that_changes_while_a_person_sends_it_goes_as_it_is_then(
+    tmp_path: Path,
+) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+
+    def change() -> Exception:
+        letter.write_bytes(b"1234567")
+        return ChangedError("the file has changed since it was found")
+
+    async with working(tmp_path, change) as world:
+        await world.engine.send_outside(str(letter), BOB)
+        statistics = await world.until(lambda now: peer(now).pending_bytes == 7)
+        # Not at once: it may be changing still.
+        assert peer(statistics).next_try == NOW + AFTER_CHANGE
+        world.engine._clock = lambda: NOW + AFTER_CHANGE
+        world.engine._wake.set()
+        await world.until_begun(2)
+        assert [each.version.size for each in world.deliveries] == [5, 7]
+
+
+async def test_a_file_that_went_away_is_not_owed_any_more(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+
+    def remove() -> Exception:
+        letter.unlink()
+        return ChangedError("the file has changed since it was found")
+
+    async with working(tmp_path, remove) as world:
+        await world.engine.send_outside(str(letter), BOB)
+        await world.until_begun(1)
+        statistics = await world.until_idle()
+        standing = await world.engine.standing_outside(str(letter), BOB)
+        assert standing == Standing(state="dropped")
+        [failure] = statistics.failures
+        assert failure.text.startswith("the file went away before it was sent: ")
+
+
+async def test_a_file_that_became_something_else_needs_a_person(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+
+    def replace_it() -> Exception:
+        letter.unlink()
+        letter.symlink_to("elsewhere")
+        return ChangedError("the file has changed since it was found")
+
+    async with working(tmp_path, replace_it) as world:
+        await world.engine.send_outside(str(letter), BOB)
+        await world.until(lambda now: peer(now).parked)
+        standing = await world.engine.standing_outside(str(letter), BOB)
+        assert (standing.state, standing.attempts) == ("parked", 1)
+        assert "is a symbolic link" in standing.error
+
+
+# --- Places
+
+
+async def test_a_peer_that_answers_holds_its_place(tmp_path: Path) -> None:
+    gates = [trio.Event(), trio.Event()]
+    async with working(tmp_path, *gates) as world:
+        world.engine._places = 1
+        world.drop("a")
+        await world.until_begun(1)
+        world.engine.answered(world.deliveries[0])
+        world.drop("b")
+        await world.until(lambda now: peer(now).pending == 2)
+        world.engine._clock = lambda: NOW + ANSWER_GRACE
+        world.engine._wake.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert world.begun == [(BOB, "a")]
+        gates[0].set()
+        await world.until_begun(2)
+
+
+async def test_a_peer_that_does_not_answer_gives_its_place_up(tmp_path: Path) -> None:
+    async with working(tmp_path, trio.Event()) as world:
+        world.engine._places = 1
+        world.drop("a")
+        await world.until_begun(1)
+        world.drop("b")
+        await world.until(lambda now: peer(now).pending == 2)
+        world.engine._clock = lambda: NOW + ANSWER_GRACE
+        world.engine._wake.set()
+        await world.until_begun(2)
+
+
+async def test_how_long_the_journal_has_been_at_work_is_told(tmp_path: Path) -> None:
+    """And everything else is told meanwhile, as it was before."""
+    async with working(tmp_path, online=()) as world:
+        world.drop("a")
+        await world.until(lambda now: peer(now).pending == 1)
+        assert (await world.engine.statistics()).counted == 0.0
+        with contextlib.closing(sqlite3.connect(world.state / "journal.db")) as database:
+            database.execute("BEGIN IMMEDIATE")  # so that nothing can be written until the end
+            world.drop("b")
+            statistics = await world.until(lambda now: now.counted > 0.05)
+            assert peer(statistics).pending == 1
+            assert statistics.folders["photos"].settling == 1
+            database.rollback()
+        await world.until(lambda now: peer(now).pending == 2 and now.counted == 0.0)

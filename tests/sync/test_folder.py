@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import socket
@@ -26,11 +27,16 @@ from watchdog.events import (
     DirMovedEvent,
     FileCreatedEvent,
 )
-from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, WatchDescriptor
+from watchdog.observers.inotify_c import (
+    InotifyConstants,
+    InotifyEvent,
+    InotifyFD,
+    WatchDescriptor,
+)
 
 from syncd.sync import folder as folder_module
 from syncd.sync.folder import AFTER_OVERFLOW, RESCAN, RETRY, Folder
-from syncd.sync.walk import BATCH
+from syncd.sync.walk import BATCH, count_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
     from watchdog.events import FileSystemEvent
+    from watchdog.observers.inotify_c import Mask, Watch
 
     from syncd.sync.plan import FileVersion
 
@@ -124,6 +131,12 @@ class Watched:
     def _tell(self) -> None:
         self._news.set()
         self._news = trio.Event()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine counts slowly, and here it is the count that matters."""
+    monkeypatch.setattr(folder_module, "COUNT_PATIENCE", PATIENCE)
 
 
 @contextlib.contextmanager
@@ -922,3 +935,53 @@ async def test_when_it_ends_nothing_is_left_running(tmp_path: Path) -> None:
         await watched.barrier()
         assert len(os.listdir("/proc/self/fd")) > before  # noqa: PTH208 - only to be counted
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - only to be counted
+
+
+async def test_the_status_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count is that of the last scan then, and is right again when the disk is."""
+    hangs, counted = threading.Event(), threading.Event()
+
+    def count(root: Path) -> int:
+        hangs.wait(PATIENCE)
+        counted.set()
+        return count_files(root)
+
+    async with watching(tmp_path) as watched:
+        monkeypatch.setattr(folder_module, "count_files", count)
+        monkeypatch.setattr(folder_module, "CHEAP_WALK", math.inf)
+        monkeypatch.setattr(folder_module, "COUNT_PATIENCE", 0.01)
+        watched.move_in("a")
+        await watched.until(lambda: watched.paths == ["a"])
+        # One thread hangs, and no other is sent after it.
+        assert [await watched.folder.count() for _ in range(9)] == [0] * 9
+        assert watched.folder._counter.borrowed_tokens == 1
+        hangs.set()
+        monkeypatch.setattr(folder_module, "COUNT_PATIENCE", PATIENCE)
+        with bounded():
+            while await watched.folder.count() != 1:  # noqa: ASYNC110 - a thread tells nobody
+                await trio.sleep(0.001)
+
+
+async def test_directories_that_the_kernel_does_not_watch_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is the whole user's; reaching it would disturb everybody else's tests."""
+    original = InotifyFD._get_or_create_watch
+
+    def refuse(self: InotifyFD, path: bytes, mask: Mask) -> Watch:
+        if path.endswith(b"one-more"):
+            raise OSError(errno.ENOSPC, "inotify watch limit reached")
+        return original(self, path, mask)
+
+    monkeypatch.setattr(InotifyFD, "_get_or_create_watch", refuse)
+    (tmp_path / "root" / "enough").mkdir(parents=True)
+    async with watching(tmp_path) as watched:
+        assert watched.folder.unwatched is False
+    shutil.rmtree(tmp_path / "outside")
+    (tmp_path / "root" / "one-more").mkdir(parents=True)
+    async with watching(tmp_path) as watched:
+        # It works on, by scans where it must.
+        assert (watched.folder.unwatched, watched.folder.problem) == (True, "")
+        await watched.barrier()

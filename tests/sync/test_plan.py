@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.sync.plan import (
+    ANSWER_GRACE,
     MAX_RUNNING,
     RETRY_FIRST,
     RETRY_LAST,
     SMALL,
     Delivery,
     FileVersion,
+    Running,
     next_deliveries,
     retry_delay,
 )
@@ -37,17 +39,27 @@ def delivery(
     return Delivery(id=number, version=version, peer=peer, not_before=not_before)
 
 
+def moving(each: Delivery) -> Running:
+    return Running(each, NOW, answered=True)
+
+
 def start(
     pending: list[Delivery],
     *,
     running: list[Delivery] | None = None,
     online: frozenset[str] = ALL,
     parallel: int = 4,
+    places: int = MAX_RUNNING,
     now: float = NOW,
 ) -> tuple[list[int], float]:
     """Ids of what starts, and when to ask again."""
     chosen, wake = next_deliveries(
-        pending, running=running or [], online=online, parallel=parallel, now=now
+        pending,
+        running=[moving(each) for each in running or []],
+        online=online,
+        limit_of=lambda _: parallel,
+        places=places,
+        now=now,
     )
     return [each.id for each in chosen], wake
 
@@ -74,17 +86,24 @@ def worlds(draw: st.DrawFn) -> tuple[list[Delivery], list[Delivery]]:
     return owed, list({each.slot: each for each in running}.values())
 
 
-@given(worlds(), st.integers(1, 64), st.frozensets(st.sampled_from(PEERS)))
+@given(worlds(), st.integers(1, 64), st.integers(1, 40), st.frozensets(st.sampled_from(PEERS)))
 def test_no_limit_is_ever_passed(
     world: tuple[list[Delivery], list[Delivery]],
     parallel: int,
+    places: int,
     online: frozenset[str],
 ) -> None:
     owed, running = world
     chosen, wake = next_deliveries(
-        owed, running=running, online=online, parallel=parallel, now=NOW
+        owed,
+        running=[moving(each) for each in running],
+        online=online,
+        limit_of=lambda _: parallel,
+        places=places,
+        now=NOW,
     )
     assert len(running) + len(chosen) <= max(MAX_RUNNING, len(running))
+    assert len(running) + len(chosen) <= max(places, len(running))
     slots = Counter(each.slot for each in (*running, *chosen))
     assert [slot for slot, count in slots.items() if count > 1] == []
     started = Counter(each.peer for each in chosen)
@@ -96,15 +115,22 @@ def test_no_limit_is_ever_passed(
     assert wake in (math.inf, NOW + 5)
 
 
-@given(worlds(), st.integers(1, 5))
+@given(worlds(), st.integers(1, 5), st.integers(1, 9))
 def test_everything_starts_in_the_end(
-    world: tuple[list[Delivery], list[Delivery]], parallel: int
+    world: tuple[list[Delivery], list[Delivery]], parallel: int, places: int
 ) -> None:
     """Whatever is owed: finish what runs, ask again when told, and nothing is left over."""
     owed, _ = world
     now, left, started = NOW, list(owed), list[int]()
     while left:
-        chosen, wake = next_deliveries(left, running=[], online=ALL, parallel=parallel, now=now)
+        chosen, wake = next_deliveries(
+            left,
+            running=[],
+            online=ALL,
+            limit_of=lambda _: parallel,
+            places=places,
+            now=now,
+        )
         if not chosen:
             assert now < wake < math.inf
             now = wake
@@ -163,6 +189,126 @@ def test_peers_take_turns() -> None:
     assert chosen[:5] == [0, 100, 200, 1, 101]
     bob = len([number for number in chosen if number < 100])
     assert bob == len(chosen) - bob  # carol and dave have the other half
+
+
+def test_a_place_goes_to_the_peer_that_has_the_fewest() -> None:
+    """Else two peers that are owed thousands would keep all places among themselves."""
+    bob = [delivery(number) for number in range(9)]
+    carol = [delivery(10 + number, "carol@example.org") for number in range(9)]
+    dave = [delivery(20 + number, "dave@example.org") for number in range(9)]
+    running = [*bob[:4], *carol[:3]]
+    assert start([*bob, *carol, *dave], running=running, places=8) == ([20], math.inf)
+    assert start([*bob, *carol, *dave], running=running, places=10) == ([20, 21, 22], math.inf)
+
+
+@given(st.lists(st.integers(1, 60), min_size=3, max_size=3), st.integers(3, 12))
+def test_no_peer_waits_while_another_has_two_places_more(
+    amounts: list[int], places: int
+) -> None:
+    """One delivery after the other ends; small files only, and everybody is there."""
+    left = [
+        delivery(100 * number + each, peer)
+        for number, peer in enumerate(PEERS)
+        for each in range(amounts[number])
+    ]
+    running: list[Delivery] = []
+    while left or running:
+        ids, _ = start(left, running=running, parallel=64, places=places)
+        running += [each for each in left if each.id in ids]
+        left = [each for each in left if each.id not in ids]
+        counts = Counter(each.peer for each in running)
+        waiting = {each.peer for each in left}
+        for peer in waiting:
+            assert counts[peer] >= max(counts.values()) - 1 or counts.total() < places
+        assert counts.total() == min(places, counts.total() + len(left))
+        running.pop(0)
+
+
+def test_a_file_for_several_peers_starts_to_all_of_them_before_the_next_file() -> None:
+    """So that the disk reads it once."""
+    owed = [
+        delivery(10 * file + number, peer, path=f"{file}.raw")
+        for file in range(3)
+        for number, peer in enumerate(PEERS)
+    ]
+    by_peer = sorted(owed, key=lambda each: each.peer)
+    assert start(by_peer, places=6) == ([0, 1, 2, 10, 11, 12], math.inf)
+
+
+def test_the_last_place_of_all_is_kept_for_small_files() -> None:
+    huge = [delivery(number, peer, size=SMALL + 1) for number, peer in enumerate(PEERS)]
+    small = delivery(9, PEERS[2])
+    assert start([*huge, small], places=3) == ([0, 1, 9], math.inf)
+    assert start(huge[2:], running=huge[:2], places=3) == ([], math.inf)
+    # With one place for everybody it is whoever's turn it is.
+    assert start(huge, places=1) == ([0], math.inf)
+
+
+@given(worlds(), st.integers(2, 64), st.integers(2, 40))
+def test_small_files_start_unless_small_files_have_the_places(
+    world: tuple[list[Delivery], list[Delivery]], parallel: int, places: int
+) -> None:
+    """However many huge ones there are, in whatever order."""
+    owed, _ = world
+    huge = [replace(each, version=replace(each.version, size=SMALL + 1)) for each in owed]
+    ids, _ = start(huge, parallel=parallel, places=places, now=NOW + 5)
+    running = [each for each in huge if each.id in ids]
+    small = delivery(999, path="small")
+    assert start([*huge, small], running=running, parallel=parallel, places=places)[0] == [999]
+
+
+def test_a_peer_that_does_not_answer_gives_its_place_up() -> None:
+    """It needs nothing that moves bytes; but its own places it keeps."""
+    silent = Running(delivery(1), NOW)
+    owed = [delivery(2), delivery(3, "carol@example.org"), delivery(4, "carol@example.org")]
+
+    def begin(running: list[Running], *, after: float) -> tuple[list[int], float]:
+        chosen, wake = next_deliveries(
+            owed,
+            running=running,
+            online=ALL,
+            limit_of=lambda _: 1,
+            places=1,
+            now=NOW + after,
+        )
+        return [each.id for each in chosen], wake
+
+    assert begin([silent], after=1) == ([], NOW + ANSWER_GRACE)
+    assert begin([silent], after=ANSWER_GRACE) == ([3], math.inf)
+    # Who has answered moves bytes, however long it takes.
+    answered = replace(silent, answered=True)
+    assert begin([answered], after=ANSWER_GRACE) == ([], math.inf)
+    # The clock was set back: as if it had just begun.
+    assert begin([silent], after=-3600)[0] == []
+
+
+def test_silent_peers_do_not_pile_up_without_end() -> None:
+    silent = [
+        Running(delivery(number, f"{number}@example.org"), NOW - 60)
+        for number in range(MAX_RUNNING)
+    ]
+    chosen, _ = next_deliveries(
+        [delivery(99)],
+        running=silent,
+        online=ALL,
+        limit_of=lambda _: 4,
+        places=8,
+        now=NOW,
+    )
+    assert chosen == []
+
+
+def test_each_peer_has_a_limit_of_its_own() -> None:
+    owed = [delivery(number, PEERS[number % 2]) for number in range(8)]
+    chosen, _ = next_deliveries(
+        owed,
+        running=[],
+        online=ALL,
+        limit_of=lambda peer: 1 if peer == PEERS[0] else 3,
+        places=8,
+        now=NOW,
+    )
+    assert [each.id for each in chosen] == [0, 1, 3, 5]
 
 
 def test_what_must_wait_says_how_long() -> None:

@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from syncd.disk import paths
+from syncd.errors import NotFoundError, SyncdError
+from syncd.sync import walk as walk_module
 from syncd.sync.settle import Look
-from syncd.sync.walk import BATCH, MAX_PROBLEMS, count_files, is_ignored, look_at, missing, walk
+from syncd.sync.walk import (
+    BATCH,
+    MAX_PROBLEMS,
+    count_files,
+    is_ignored,
+    look_at,
+    look_outside,
+    missing,
+    walk,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -317,3 +329,86 @@ def test_missing_is_what_is_no_file_any_more(tmp_path: Path) -> None:
 def test_a_directory_that_may_not_be_read_now_has_lost_nothing(shut: Path) -> None:
     with as_nobody():
         assert missing(shut, ["open", "shut/file", "shut/gone"]) == []
+
+
+# --- A file that may lie anywhere
+
+
+def test_a_file_outside_is_seen_as_it_is(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+    assert look_outside(letter) == Look.of(letter.stat())
+
+
+def outside(kind: str, place: Path) -> Path:
+    """Something that cannot be sent."""
+    path = place / "x"
+    match kind:
+        case "link":
+            (place / "file").touch()
+            path.symlink_to("file")
+        case "directory":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind(str(path))
+        case "name":
+            path = place / os.fsdecode(b"\xff")
+            path.touch()
+        case "below a file":
+            path.touch()
+            path = path / "y"
+        case _:
+            path = place / "nothing"
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("link", "is a symbolic link, which syncd does not follow"),
+        ("directory", "is no regular file"),
+        ("fifo", "is no regular file"),
+        ("socket", "is no regular file"),
+        ("name", "the name is no valid UTF-8"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_in_words(tmp_path: Path, kind: str, words: str) -> None:
+    with pytest.raises(SyncdError, match=words) as caught:
+        look_outside(outside(kind, tmp_path))
+    assert caught.value.hint != ""
+    assert not isinstance(caught.value, NotFoundError)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "below a file"])
+def test_what_is_not_there_is_not_found(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no file"):
+        look_outside(outside(kind, tmp_path))
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    """By who may read everything it is not refused, so by somebody else."""
+    letter = tmp_path / "letter.pdf"
+    letter.touch()
+    letter.chmod(0)
+    code = (
+        "import os, pathlib, sys\n"
+        "from syncd.sync.walk import look_outside\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "look_outside(pathlib.Path(sys.argv[1]))\n"
+    )
+    for directory in tmp_path.parents[:-2]:
+        if directory.stat().st_uid == os.geteuid():
+            directory.chmod(0o755)
+    tmp_path.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code, letter], capture_output=True, text=True, check=False
+    )
+    assert f"SyncdError: syncd may not read {letter}" in done.stderr
+
+
+def test_what_is_private_to_syncd_is_the_same_for_all_of_it() -> None:
+    """Partial files must never be sent; the layers know nothing of each other."""
+    assert paths.PRIVATE == walk_module.PRIVATE
