@@ -27,6 +27,8 @@ _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 # fallocate(2): reserve the blocks, but let the size say how much has arrived.
 _FALLOC_FL_KEEP_SIZE = 1
+# sync_file_range(2): begin to write, and wait for nothing.
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 @contextlib.contextmanager
@@ -138,6 +140,19 @@ def reserve(fd: int, size: int) -> None:
         # EOPNOTSUPP: the file system cannot; a full disk is then met by the write.
         if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):
             raise OSError(code, os.strerror(code))
+
+
+def start_writing(fd: int, offset: int, count: int) -> None:
+    """Let the kernel begin to bring a part of a file to the disk; promises nothing.
+
+    Args:
+      fd: The file.
+      offset: Where the part begins, bytes.
+      count: How long it is, bytes; 0: to the end of the file.
+    """
+    # A failure is told by the write or the fsync that follows.
+    arguments = (ctypes.c_int64(offset), ctypes.c_int64(count))
+    _libc.sync_file_range(fd, *arguments, _SYNC_FILE_RANGE_WRITE)
 
 
 def explain(error: OSError, what: str) -> TransferError:

@@ -1,21 +1,34 @@
 """What has arrived of a file, until it is whole and lies under its final name.
 
 A partial file lives in the private directory at the root of its folder, so on the same file
-system as its final place. Its size is the offset to go on from, stored nowhere else: blocks
-are reserved without growing it. Its name says whose version of which file it is, so a
-changed file never continues an old beginning.
+system as its final place. Its name says whose version of which file it is, so a changed file
+never continues an old beginning; the digests beside it (see `blocks`) prove how much of it is
+to go on from. Blocks are reserved without growing it.
 
 The order that makes a receipt a promise: all bytes in, length and hash right, `seal` (mode and
 time set, fsync of the file), the journal knows the coming file, `publish` (rename without
-replacing, fsync of the directory), receipt. Everything here blocks: call it in a thread.
+replacing, fsync of the directory), receipt. Everything here blocks, `PartialFile.close` too:
+call it in a thread.
+
+What a crash leaves in the private directory, `clean` finds at the next start by its name::
+
+    WHO-WHAT.part                  kept for the next offer of this version of the file
+    RANDOM.part                    nobody resumes it
+    *.part.blocks                  digests; of no use without their file
+    *.bad                          damaged, see `PartialFile.quarantine`
+    *.part.swap.NEW.SIZE.TIME.OLD  the file, or what it replaces: see `PartialFile._replace`
+    *.part.aside.OLD               what it replaces, where files cannot be exchanged
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import errno
+import fcntl
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,11 +38,12 @@ from typing import TYPE_CHECKING, Self
 import blake3
 
 from syncd.disk.beneath import exchange, explain, open_directory, rename_new, reserve
+from syncd.disk.blocks import Blocks, open_notes
 from syncd.disk.paths import MAX_COMPONENT, PRIVATE
 from syncd.errors import TransferError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # Names that a conflict may try before something is plainly wrong.
 _MAX_CONFLICTS = 1_000  # names
@@ -37,6 +51,29 @@ _MAX_CONFLICTS = 1_000  # names
 _MAX_WHO = 64  # bytes
 # What is longer is a dot somewhere in a name.
 _MAX_EXTENSION = 32  # bytes
+# Days in which a peer that is away may come back and go on; then its beginning is cleared up.
+MAX_AGE = 30 * 24 * 3600.0  # seconds
+
+# What arrived and was not what was sent, in one folder: a peer that sends such files, out of
+# malice or over a bad line, does not fill the disk with them.
+MAX_BAD = 8  # files
+
+# Names in the private directory, see above.
+_PART = ".part"
+_BAD = ".bad"
+_NOTES = ".blocks"
+_SWAP = ".swap."
+_ASIDE = ".aside."
+_SWAPPED = re.compile(
+    r"(?P<key>.+\.part)\.swap\.(?P<new>[0-9]+)"
+    r"\.(?P<size>-?[0-9]+)\.(?P<mtime>-?[0-9]+)\.(?P<old>[0-9]+)"
+)
+# What a file is called whose place nobody knows any more.
+_RECOVERED = "recovered"
+
+# RENAME_EXCHANGE: the file system, FUSE's daemon, the kernel cannot.
+_CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
 # Hashing an existing file: large enough to be fast, small enough for the cache.
 _CHUNK = 1_048_576  # bytes
 
@@ -101,12 +138,13 @@ class PartialFile:
 
     Args:
       root: The folder.
-      key: From `key_of`, or any other name for a file that nobody resumes.
+      key: From `key_of`, or any other name, without a dash, for a file that nobody resumes.
       size: Its whole length, bytes.
 
     Attributes:
       fd: Descriptor for the pump to write to.
-      offset: What has arrived before, bytes.
+      offset: Where to go on, bytes; until `prove` it is only claimed, but hardly ever wrong.
+      blocks: Hashes what is there and what comes; for the pump, after `prove` or `restart`.
 
     Raises:
       TransferError: The disk refuses, or is full.
@@ -125,24 +163,60 @@ class PartialFile:
                 0o600,
                 dir_fd=directory,
             )
+            self.blocks = self._new_blocks()
             try:
-                self.offset = _usable_length(self.fd, size)
-                reserve(self.fd, size)
+                self.offset = self.blocks.claim(_usable_length(self.fd, size))
+                _mark_used(self.fd)
+                _reserve(self.fd, size, directory)
             except BaseException:
                 if os.fstat(self.fd).st_size == 0:  # nothing in it to go on from
                     os.unlink(key, dir_fd=directory)
                 self.close()
                 raise
 
-    def restart(self) -> None:
-        """Forget what has arrived; for a sender that cannot begin in the middle."""
+    def prove(self, stopped: Callable[[], bool] = bool) -> int:
+        """Find out how much of the file can be gone on from, and cut the rest off.
+
+        Reads all of that: `blocks` has taken it in afterwards.
+
+        Args:
+          stopped: Asked now and then; once it is true nothing is cut, and the result is void.
+
+        Returns:
+          The new `offset`.
+
+        Raises:
+          TransferError: The disk refuses, or is full.
+        """
         with _explained("the file cannot be received"):
-            os.ftruncate(self.fd, 0)
-            self.offset = 0
+            length = os.fstat(self.fd).st_size
+            proved = self.blocks.prove(length, stopped)
+            if proved < length and not stopped():
+                os.ftruncate(self.fd, proved)
+                reserve(self.fd, self._size)  # cutting gave the room behind the end back
+            self.offset = proved
+        return proved
+
+    def restart(self, keep: int = 0) -> None:
+        """Forget what has arrived; for a sender that cannot begin in the middle.
+
+        Args:
+          keep: How many bytes at the beginning are right all the same; few, they are read.
+        """
+        with _explained("the file cannot be received"):
+            kept = os.pread(self.fd, keep, 0)
+            assert len(kept) == keep
+            os.ftruncate(self.fd, keep)
+            reserve(self.fd, self._size)
+            self.blocks.forget()
+            self.blocks = self._new_blocks()
+            self.blocks.update(memoryview(kept))
+            self.offset = keep
 
     def close(self) -> None:
-        """Let go of the file; what has arrived stays for the next attempt."""
+        """Let go of the file; what has arrived stays, and proved, for the next attempt."""
         if self.fd >= 0:
+            self.blocks.close()
             os.close(self.fd)
             self.fd = -1
 
@@ -150,12 +224,32 @@ class PartialFile:
         """Delete what has arrived: it is of no use to anybody."""
         if not self._gone:
             self._gone = True
+            self.blocks.forget()
             with (
                 _explained("the partial file cannot be deleted"),
                 _private(self.root) as private,
-                contextlib.suppress(FileNotFoundError),
             ):
-                os.unlink(self._key, dir_fd=private)
+                _unlink(self._key, private)
+                _unlink(self._key + _NOTES, private)
+
+    def quarantine(self) -> str:
+        """Put aside what is not what was sent: somebody may want to know what it is.
+
+        Returns:
+          Its path below the folder. It is kept until the room is needed, `MAX_BAD` newer ones
+          have come, or `MAX_AGE` is over.
+
+        Raises:
+          TransferError: The disk refuses.
+        """
+        bad = self._key.removesuffix(_PART) + _BAD
+        with _explained("the damaged file cannot be put aside"), _private(self.root) as private:
+            os.rename(self._key, bad, src_dir_fd=private, dst_dir_fd=private)
+            self._gone = True
+            self.blocks.forget()
+            _unlink(self._key + _NOTES, private)
+            _forget_bad(private, MAX_BAD)
+        return f"{PRIVATE}/{bad}"
 
     def seal(self, mtime_ns: int | None) -> Identity:
         """Make the bytes durable, with their final mode and time.
@@ -228,42 +322,226 @@ class PartialFile:
                     rename_new(self._key, private, name, directory)
                 self._gone = True
                 os.fsync(directory)
+                self.blocks.forget()
+                with contextlib.suppress(OSError):  # `clean` finds it; the file has its name
+                    _unlink(self._key + _NOTES, private)
         except FileExistsError:
             raise
         except OSError as error:
             raise explain(error, "the file cannot be stored") from error
 
     def _replace(self, place: Place, private: int, directory: int) -> None:
-        name = place.components[-1]
+        """Put the file in the place of an older version, unless that has just changed.
+
+        Meanwhile it has a name that tells what is what: who finds it after a crash, sees by
+        the inode whether the two have been exchanged already (see `clean`).
+        """
+        name, old = place.components[-1], place.existing
+        assert old is not None
+        new = os.fstat(self.fd).st_ino
+        swap = f"{self._key}{_SWAP}{new}.{old.size}.{old.mtime_ns}.{old.inode}"
+        # Never onto another file, although there is none: what cannot do that fails here.
+        rename_new(self._key, private, swap, private)
         try:
-            exchange(self._key, private, name, directory)
-        except FileNotFoundError:
-            # Deleted meanwhile: then it is a new file.
-            rename_new(self._key, private, name, directory)
-            return
-        taken = _look(self._key, private)
-        if taken == place.existing:
-            os.unlink(self._key, dir_fd=private)
+            self._swap(swap, name, old, private, directory)
+        except OSError:
+            # Not exchanged: it goes on being a partial file.
+            with contextlib.suppress(OSError):
+                if _inode(swap, private) == new:
+                    rename_new(swap, private, self._key, private)
+            raise
+        taken = _look(swap, private)
+        if taken == old:
+            _unlink(swap, private)
         elif taken is not None:
             # Changed in the last instant. It is not ours to drop: keep it beside the new.
-            self._keep_aside(name, private, directory)
+            _keep_aside(swap, private, name, directory)
 
-    def _keep_aside(self, name: str, private: int, directory: int) -> None:
-        while True:
-            aside = _conflict_name(name, "local", directory)
-            # Not for the caller to try again: our file lies at its place already.
-            with contextlib.suppress(FileExistsError):
-                rename_new(self._key, private, aside, directory)
-                return
+    def _swap(self, swap: str, name: str, old: Identity, private: int, directory: int) -> None:
+        try:
+            try:
+                exchange(swap, private, name, directory)
+            except OSError as error:
+                if error.errno not in _CANNOT_EXCHANGE:
+                    raise
+                aside = f"{self._key}{_ASIDE}{old.inode}"
+                _swap_in_steps(swap, aside, name, old, private, directory)
+        except FileNotFoundError:
+            # Deleted meanwhile: then it is a new file.
+            rename_new(swap, private, name, directory)
+
+    def _new_blocks(self) -> Blocks:
+        return Blocks(self.fd, self._size, self._open_notes if "-" in self._key else None)
+
+    def _open_notes(self, create: bool) -> int:
+        with _private(self.root) as private:
+            return open_notes(self._key + _NOTES, private, create=create)
 
     def _forget_other_versions(self, directory: int) -> None:
         who, dash, _ = self._key.partition("-")
         if not dash:
             return
         for name in os.listdir(directory):
-            if name.startswith(f"{who}-") and name != self._key:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=directory)
+            # What was on its way out of the folder may be somebody's: `clean` looks at it.
+            mine = name in (self._key, self._key + _NOTES)
+            if name.startswith(f"{who}-") and name.endswith((_PART, _NOTES)) and not mine:
+                _unlink(name, directory)
+
+
+def _swap_in_steps(
+    swap: str, aside: str, name: str, old: Identity, private: int, directory: int
+) -> None:
+    """Replace a version where files cannot be exchanged: on NFS, and on many a FUSE.
+
+    The old one is moved, not deleted, and looked at only then: whatever it is, it is not
+    lost. For an instant there is neither; `clean` keeps the old one if that is the last.
+
+    Raises:
+      FileExistsError: Something else stood there, and does so again.
+      OSError: It failed; the old one is back.
+    """
+    os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=private)
+    try:
+        if _look(aside, private) != old:
+            raise FileExistsError(errno.EEXIST, "changed in the last instant", name)
+        rename_new(swap, private, name, directory)
+    except OSError:
+        try:
+            rename_new(aside, private, name, directory)
+        except FileExistsError:
+            _keep_aside(aside, private, name, directory)
+        raise
+    _unlink(aside, private)
+
+
+def _keep_aside(source: str, private: int, name: str, directory: int) -> str:
+    """Give a file the name of a conflict."""
+    while True:
+        aside = _conflict_name(name, "local", directory)
+        # Not for the caller to try again: our file lies at its place already.
+        with contextlib.suppress(FileExistsError):
+            rename_new(source, private, aside, directory)
+            return aside
+
+
+def clean(root: Path, now: float) -> list[str]:
+    """Clear up what a crash has left; at the start, before the first transfer.
+
+    Only in the private directory, and nothing that another process has open as a partial file.
+
+    Args:
+      root: The folder.
+      now: Seconds since 1970.
+
+    Returns:
+      The names, at the top of the folder, that files have got which were found to be neither
+      ours nor anywhere else.
+
+    Raises:
+      TransferError: The disk refuses.
+    """
+    with (
+        _explained("what a crash left in the folder cannot be cleared up"),
+        open_directory(root, ()) as folder,
+    ):
+        try:
+            with open_directory(root, (PRIVATE,)) as private:
+                return _clean(private, folder, now)
+        except FileNotFoundError:
+            return []
+
+
+def _clean(private: int, folder: int, now: float) -> list[str]:
+    found: list[str] = []
+    for name in sorted(os.listdir(private)):
+        if swap := _SWAPPED.fullmatch(name):
+            if not _finish_swap(swap, private):
+                found.append(_keep_aside(name, private, _RECOVERED, folder))
+        elif _ASIDE in name:
+            found.append(_keep_aside(name, private, _RECOVERED, folder))
+        elif name.endswith((_PART, _BAD)) and _is_useless(name, private, now):
+            _unlink(name, private)
+    for name in os.listdir(private):
+        if name.endswith(_NOTES) and _look(name.removesuffix(_NOTES), private) is None:
+            _unlink(name, private)
+    return found
+
+
+def _finish_swap(swap: re.Match[str], private: int) -> bool:
+    """Do what a crash kept `_replace` from; False if it was a last-minute change."""
+    name, key = swap[0], swap["key"]
+    status = os.stat(name, dir_fd=private, follow_symlinks=False)
+    old = Identity(int(swap["size"]), int(swap["mtime"]), int(swap["old"]))
+    if status.st_ino == int(swap["new"]):
+        # Not exchanged yet: whole, and proved when it is offered again.
+        with contextlib.suppress(FileExistsError):
+            rename_new(name, private, key, private)
+            return True
+    elif _look(name, private) != old:
+        return False
+    os.unlink(name, dir_fd=private)
+    return True
+
+
+def _is_useless(name: str, private: int, now: float) -> bool:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=private)
+    except OSError:  # a link, or not ours: it is in nobody's way
+        return False
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        with contextlib.suppress(OSError):  # no locks here: then by its name and age
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        # Not its mtime, which is the sender's as soon as it is whole. A second link: it has
+        # its final name already.
+        nobodys = "-" not in name and not name.endswith(_BAD)
+        return nobodys or status.st_nlink > 1 or status.st_ctime < now - MAX_AGE
+    finally:
+        os.close(fd)
+
+
+def _reserve(fd: int, size: int, private: int) -> None:
+    try:
+        reserve(fd, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _forget_bad(private, 0):
+            raise
+        reserve(fd, size)
+
+
+def _forget_bad(private: int, keep: int) -> bool:
+    """Delete the oldest files in quarantine; returns whether there were any."""
+    found: list[tuple[int, str]] = []
+    for name in os.listdir(private):
+        if name.endswith(_BAD):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=private, follow_symlinks=False)
+                found.append((status.st_ctime_ns, name))
+    found.sort(reverse=True)
+    for _, name in found[keep:]:
+        _unlink(name, private)
+    return len(found) > keep
+
+
+def _mark_used(fd: int) -> None:
+    """Keep `clean`, maybe another process's, away for as long as this is open."""
+    with contextlib.suppress(OSError):  # taken exclusively, or a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _unlink(name: str, directory: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def _inode(name: str, directory: int) -> int:
+    return os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
 
 
 def _usable_length(fd: int, size: int) -> int:

@@ -21,30 +21,26 @@ bytestream. A plain close is enough; the kernel delivers what it has taken.
 from __future__ import annotations
 
 import contextlib
-import errno
-import math
-import os
-import select
-import socket
-import time
-from typing import TYPE_CHECKING, Final, Protocol
+import threading
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import trio
 
-from syncd.errors import (
-    ChangedError,
-    ErrorType,
-    IntegrityError,
-    StalledError,
-    TransferError,
-    TruncatedError,
+from syncd.transfer.datathread import (
+    StoppedError,
+    Wire,
+    Work,
+    hash_file,
+    receive_file,
+    send_file,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-# Measured: the fastest size for recv_into and pwrite, and one read's worth of cache.
-CHUNK: Final = 1 << 20  # bytes
+    from syncd.disk.partial import PartialFile
+
+T = TypeVar("T")
 
 # A mobile network may be silent for some ten seconds, and a disk that spins up too; a peer
 # that has said nothing for a minute has gone.
@@ -60,14 +56,66 @@ DATA_THREADS = 8  # threads
 
 _limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("data_limiter")
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-
 
 class Hasher(Protocol):
     """What takes in the bytes on their way: ``blake3.blake3``, or one of hashlib's."""
 
     def update(self, data: memoryview, /) -> object:
         """Take in the next bytes; called in the data thread."""
+
+
+class Hashers:
+    """Several hashers as one.
+
+    Args:
+      hashers: Each takes in everything.
+    """
+
+    def __init__(self, hashers: Sequence[Hasher]) -> None:
+        self._hashers = tuple(hashers)
+
+    def update(self, data: memoryview, /) -> None:
+        """Let all of them take in the next bytes."""
+        for hasher in self._hashers:
+            hasher.update(data)
+
+
+class Throttle(Protocol):
+    """Says how fast bytes may move: `syncd.transfer.throttle.Throttle`."""
+
+    def take(self, count: int, /) -> float:
+        """Count so many bytes, of the bytestream, that have just moved.
+
+        Called in the data threads, in several at once.
+
+        Returns:
+          How long to wait before more move, in seconds.
+        """
+
+
+class Sealer(Protocol):
+    """Seals what is sent: `syncd.trust.seal.Sealer`."""
+
+    @property
+    def header(self) -> bytes:
+        """The first bytes of the bytestream."""
+
+    def seal(self, data: memoryview, *, final: bool) -> memoryview:
+        """Seal whole segments, or with `final` the rest; called in the data thread."""
+
+
+class Opener(Protocol):
+    """Opens what was sealed: `syncd.trust.seal.Opener`; any error ends the transfer."""
+
+    @property
+    def header_size(self) -> int:
+        """How many bytes stand before the first segment."""
+
+    def header(self, data: memoryview, /) -> None:
+        """Take these bytes; called in the data thread."""
+
+    def open(self, data: memoryview, *, final: bool) -> memoryview:
+        """Open whole segments, or with `final` the rest; called in the data thread."""
 
 
 class Progress:
@@ -79,12 +127,14 @@ class Progress:
     Attributes:
       offset: How many bytes of the file the kernel has taken over: from us as sender, for the
         disk as receiver. When a transfer fails, a receiver's file is good up to here.
+      method: The way that the bytes take: ``direct``, ``proxy``, ``ibb``, or empty before.
     """
 
-    __slots__ = ("offset",)
+    __slots__ = ("method", "offset")
 
     def __init__(self, offset: int = 0) -> None:
         self.offset = offset
+        self.method: Literal["", "direct", "proxy", "ibb"] = ""
 
     def __repr__(self) -> str:
         return f"<Progress {self.offset}>"
@@ -112,6 +162,8 @@ async def send(
     hasher: Hasher | None,
     progress: Progress,
     idle_timeout: float = IDLE_TIMEOUT,
+    throttle: Throttle | None = None,
+    sealer: Sealer | None = None,
 ) -> None:
     """Send a part of a file; then close the stream, see above.
 
@@ -121,8 +173,11 @@ async def send(
       offset: First byte to send.
       length: How many bytes to send; exactly as offered.
       hasher: Takes in the bytes that are sent; without one they never leave the kernel.
-      progress: Counts from `offset`.
-      idle_timeout: How long not a byte may move, in seconds.
+      progress: Counts from `offset`; sealed, in whole segments.
+      idle_timeout: How long not a byte may move, in seconds; not counting what the throttle
+        takes.
+      throttle: Slows it down.
+      sealer: Seals it.
 
     Raises:
       ValueError: `length` is negative.
@@ -132,9 +187,9 @@ async def send(
       TransferError: The file cannot be read.
     """
     progress.offset = offset
-    work = _Work(file_fd, offset + length, hasher, progress)
-    with contextlib.closing(_Wire(stream, idle_timeout)) as wire:
-        await _in_thread(work, lambda: _send(work, wire), wire.shut_down)
+    work = Work(file_fd, offset + length, hasher, progress, throttle)
+    with contextlib.closing(Wire(stream, idle_timeout)) as wire:
+        await _in_thread(work.stop, lambda: send_file(work, wire, sealer), wire.shut_down)
 
 
 async def receive(
@@ -147,6 +202,9 @@ async def receive(
     progress: Progress,
     idle_timeout: float = IDLE_TIMEOUT,
     surplus_timeout: float = SURPLUS_TIMEOUT,
+    until_end: bool = False,
+    throttle: Throttle | None = None,
+    opener: Opener | None = None,
 ) -> None:
     """Receive a part of a file; it is written, but not yet synced, when this returns.
 
@@ -157,21 +215,30 @@ async def receive(
       length: How many bytes there are; exactly as offered.
       hasher: Takes in the bytes that are written; holds just those up to
         ``progress.offset``, also after a failure.
-      progress: Counts from `offset`.
-      idle_timeout: How long not a byte may move, in seconds.
+      progress: Counts from `offset`; what was sealed, only when it was found genuine.
+      idle_timeout: How long not a byte may move, in seconds; not counting what the throttle
+        takes.
       surplus_timeout: How long to look for bytes beyond the last, in seconds, when the
         sender does not close.
+      until_end: The sender does not know the size: the file ends where the bytestream does,
+        and `length` is only the most that is taken. Not for what is sealed.
+      throttle: Slows it down, by reading no faster.
+      opener: Opens what was sealed.
 
     Raises:
       TruncatedError: The bytestream ended early; what came is kept.
-      IntegrityError: The sender sent more than it offered.
+      IntegrityError: The sender sent more than it offered, or it was not the sender.
       StalledError: The sender sends nothing any more.
       TransferError: The file cannot be written.
     """
     progress.offset = offset
-    work = _Work(file_fd, offset + length, hasher, progress)
-    with contextlib.closing(_Wire(stream, idle_timeout)) as wire:
-        await _in_thread(work, lambda: _receive(work, wire, surplus_timeout), wire.shut_down)
+    work = Work(file_fd, offset + length, hasher, progress, throttle)
+
+    def job() -> None:
+        receive_file(work, wire, opener, surplus_timeout, until_end=until_end)
+
+    with contextlib.closing(Wire(stream, idle_timeout)) as wire:
+        await _in_thread(work.stop, job, wire.shut_down)
 
 
 async def hash_prefix(file_fd: int, length: int, hasher: Hasher) -> None:
@@ -186,270 +253,53 @@ async def hash_prefix(file_fd: int, length: int, hasher: Hasher) -> None:
       ChangedError: The file is shorter than that by now.
       TransferError: The file cannot be read.
     """
-    work = _Work(file_fd, length, hasher, Progress())
-    await _in_thread(work, lambda: _hash(work), lambda: None)
+    work = Work(file_fd, length, hasher, Progress())
+    await _in_thread(work.stop, lambda: hash_file(work))
 
 
-async def _in_thread(work: _Work, job: Callable[[], None], wake: Callable[[], object]) -> None:
+async def prove(partial: PartialFile) -> int:
+    """Find out in a data thread how much of a partial file is to go on from.
+
+    At the speed of the disk: when the answer must not wait for that, look at its offset,
+    which only claims, first.
+
+    Args:
+      partial: Just opened; its ``blocks`` are the hasher for `receive` afterwards.
+
+    Returns:
+      Its offset.
+
+    Raises:
+      TransferError: The disk refuses, or is full.
+    """
+    stop = threading.Event()
+    return await _in_thread(stop, lambda: partial.prove(stop.is_set))
+
+
+async def _in_thread(
+    stop: threading.Event, job: Callable[[], T], wake: Callable[[], object] = bool
+) -> T:
     """Run a job in a data thread; on cancellation stop it, and wait until it has stopped."""
     running = True
-    failure: Exception | None = None
+    outcome: T | Exception = StoppedError()
 
     async def stop_when_cancelled() -> None:
         try:
             await trio.sleep_forever()
         finally:
             if running:
-                work.stop = True
+                stop.set()
                 wake()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_cancelled)
         try:
-            await trio.to_thread.run_sync(job, limiter=data_limiter())
+            outcome = await trio.to_thread.run_sync(job, limiter=data_limiter())
         except Exception as error:
-            failure = error  # raised inside the nursery it would become a group
+            outcome = error  # raised inside the nursery it would become a group
         finally:
             running = False
         nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-class _StoppedError(Exception):
-    """The task was cancelled; the nursery turns it into that, nobody else sees it."""
-
-
-class _Work:
-    """What a data thread is about; `stop` is the only thing that is set from outside.
-
-    Args:
-      file_fd: The file.
-      end: Where in the file the last byte ends.
-      hasher: Takes in what passes, or None.
-      progress: Where in the file the next byte is.
-    """
-
-    def __init__(
-        self, file_fd: int, end: int, hasher: Hasher | None, progress: Progress
-    ) -> None:
-        if end < progress.offset:
-            raise ValueError(f"cannot move {end - progress.offset} bytes")
-        self.end = end
-        self.progress = progress
-        self.stop = False
-        self.file_fd = file_fd
-        self.hasher = hasher
-
-    def left(self) -> int:
-        """How many bytes there still are; asked before each step, and the place to stop."""
-        if self.stop:
-            raise _StoppedError
-        return self.end - self.progress.offset
-
-    def buffer(self) -> memoryview:
-        return memoryview(bytearray(max(1, min(CHUNK, self.left()))))
-
-    def read(self, buffer: memoryview) -> memoryview:
-        """Read the next bytes of the file; does not count them."""
-        wanted = buffer[: self.left()]
-        try:
-            count = os.preadv(self.file_fd, [wanted], self.progress.offset)
-        except OSError as error:
-            raise _file_error("read", error) from error
-        if not count:
-            raise self.shrunk()
-        return wanted[:count]
-
-    def write(self, data: memoryview) -> None:
-        """Write what has arrived, and count what the disk has taken."""
-        while data:
-            try:
-                count = os.pwrite(self.file_fd, data, self.progress.offset)
-            except OSError as error:
-                raise _file_error("written", error) from error
-            self.hash(data[:count])
-            self.progress.offset += count
-            data = data[count:]
-
-    def hash(self, data: memoryview) -> None:
-        if self.hasher is not None:
-            self.hasher.update(data)
-
-    def shrunk(self) -> ChangedError:
-        return ChangedError(
-            f"the file has become shorter: {self.progress.offset:,} bytes instead of "
-            f"{self.end:,}"
-        )
-
-    def cut(self, who: str, why: OSError | None = None) -> TruncatedError:
-        reason = f" ({why.strerror})" if why is not None else ""
-        return TruncatedError(
-            f"the {who} hung up after {self.progress.offset:,} of {self.end:,} bytes{reason}"
-        )
-
-
-class _Wire:
-    """The socket as the data thread sees it: never blocks but in `wait`."""
-
-    def __init__(self, stream: trio.SocketStream, idle_timeout: float) -> None:
-        # A descriptor of our own: should somebody close the stream meanwhile, its number
-        # must not lead to another file.
-        try:
-            self._socket = socket.socket(fileno=os.dup(stream.socket.fileno()))
-        except OSError as error:
-            raise TransferError(
-                f"the bytestream cannot be used: {error.strerror}",
-                hint="if too many files are open, raise the limit (LimitNOFILE=)",
-            ) from error
-        self._socket.setblocking(False)
-        self._idle_timeout = idle_timeout
-        self._quiet_since = 0.0
-        self._poll = select.poll()
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def shut_down(self) -> None:
-        """Wake the thread out of poll; for another thread to call."""
-        with contextlib.suppress(OSError):  # the peer has hung up: that wakes as well
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def moved(self) -> None:
-        """Note that a byte has moved just now, or that the waiting begins."""
-        self._quiet_since = time.monotonic()
-
-    def wait(self, event: int) -> None:
-        """Wait until the socket is ready.
-
-        Raises:
-          StalledError: No byte has moved for too long.
-        """
-        left = self._quiet_since + self._idle_timeout - time.monotonic()
-        if not self._ready(event, left):
-            raise StalledError(f"no byte has moved for {self._idle_timeout:g} seconds")
-
-    def send(self, data: memoryview) -> int:
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            return 0
-
-    def sendfile(self, file_fd: int, offset: int, count: int) -> int | None:
-        """Send straight from a file; 0 at its end, None when the socket is full."""
-        try:
-            return os.sendfile(self._socket.fileno(), file_fd, offset, count)
-        except BlockingIOError:
-            return None
-
-    def receive(self, buffer: memoryview) -> int | None:
-        """Receive into a buffer; 0 when the peer hung up, None when nothing is there."""
-        try:
-            return self._socket.recv_into(buffer)
-        except BlockingIOError:
-            return None
-
-    def drain(self) -> None:
-        """Throw away what a receiver has said, which should be nothing.
-
-        A socket that is closed with bytes unread is reset, and a reset destroys what is
-        still on its way to the receiver.
-        """
-        with contextlib.suppress(OSError):  # nothing there, or hung up already
-            self._socket.recv(CHUNK)
-
-    def surplus(self, seconds: float) -> bool:
-        """Whether more bytes come within a time; to hang up, in whatever way, means no."""
-        with contextlib.suppress(OSError):
-            return self._ready(select.POLLIN, seconds) and bool(self._socket.recv(1))
-        return False
-
-    def _ready(self, event: int, seconds: float) -> bool:
-        self._poll.register(self._socket, event)
-        return bool(self._poll.poll(max(0, math.ceil(seconds * 1000))))
-
-
-def _send(work: _Work, wire: _Wire) -> None:
-    wire.moved()
-    if work.hasher is None:
-        # Whatever stops sendfile (a file system that lacks it, a disk error, the peer),
-        # copying meets it again, and there it is clear whose fault it is.
-        with contextlib.suppress(OSError):
-            _send_by_kernel(work, wire)
-    _send_by_copying(work, wire)
-    wire.drain()
-
-
-def _send_by_kernel(work: _Work, wire: _Wire) -> None:
-    while left := work.left():
-        count = wire.sendfile(work.file_fd, work.progress.offset, min(left, CHUNK))
-        if count is None:
-            wire.wait(select.POLLOUT)
-        elif not count:
-            raise work.shrunk()
-        else:
-            work.progress.offset += count
-            wire.moved()
-
-
-def _send_by_copying(work: _Work, wire: _Wire) -> None:
-    buffer = work.buffer()
-    while work.left():
-        data = work.read(buffer)
-        work.hash(data)
-        while data and work.left():
-            try:
-                count = wire.send(data)
-            except OSError as error:
-                raise work.cut("receiver", error) from error
-            if not count:
-                wire.wait(select.POLLOUT)
-                continue
-            work.progress.offset += count
-            data = data[count:]
-            wire.moved()
-
-
-def _receive(work: _Work, wire: _Wire, surplus_timeout: float) -> None:
-    wire.moved()
-    buffer = work.buffer()
-    while left := work.left():
-        try:
-            count = wire.receive(buffer[:left])
-        except OSError as error:
-            raise work.cut("sender", error) from error
-        if count is None:
-            wire.wait(select.POLLIN)
-        elif not count:
-            raise work.cut("sender")
-        else:
-            work.write(buffer[:count])
-            wire.moved()
-    if wire.surplus(surplus_timeout):
-        raise IntegrityError(f"the sender sent more than the {work.end:,} bytes it offered")
-
-
-def _hash(work: _Work) -> None:
-    buffer = work.buffer()
-    while work.left():
-        data = work.read(buffer)
-        work.hash(data)
-        work.progress.offset += len(data)
-
-
-def _file_error(done: str, error: OSError) -> TransferError:
-    if error.errno in _FULL:
-        return TransferError(
-            f"the file cannot be {done}: {error.strerror}",
-            hint="make room on the disk; the transfer then goes on by itself",
-        )
-    if error.errno == errno.EFBIG:
-        return TransferError(
-            f"the file cannot be {done}: {error.strerror}",
-            hint="the file system, or a limit (LimitFSIZE=), does not allow files this big",
-            type=ErrorType.CANCEL,
-        )
-    return TransferError(
-        f"the file cannot be {done}: {error.strerror}",
-        hint="look at the disk and at the permissions",
-    )
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

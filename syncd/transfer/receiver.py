@@ -1,8 +1,8 @@
 """The receiving end: offers are judged, bytes become partial files, files get their names.
 
 One task per accepted offer, in straight line: offer, bytestream, bytes, ``<finish/>``, place.
-The iq handlers only carry requests to that task and its answers back, so a stream that
-breaks takes no transfer with it: the sender asks again on the next one.
+The iq handlers only carry requests to that task and its answers back (`incoming`), so a
+stream that breaks takes no transfer with it: the sender asks again on the next one.
 
 More than 400 lines: the handlers and the task are the two halves of one protocol, and each
 is understood only beside the other.
@@ -10,19 +10,19 @@ is understood only beside the other.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 import weakref
 from collections import OrderedDict
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import blake3
 import trio
 
 from syncd.bytestreams import s5b
-from syncd.bytestreams.sockets import connect_first
 from syncd.disk import paths
 from syncd.disk.partial import Action, Identity, PartialFile, Place, identity_of, key_of
 from syncd.errors import (
@@ -30,26 +30,32 @@ from syncd.errors import (
     ErrorType,
     IntegrityError,
     OfflineError,
+    RemoteProtocolError,
     StalledError,
     StanzaError,
     SyncdError,
     TransferError,
 )
-from syncd.transfer import pump, schema, si
+from syncd.transfer import pump, schema, si, taking
+from syncd.transfer.incoming import Arriving, Call, Inbox, Incoming, Known, is_resumable
+from syncd.trust.receipt import Said
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractContextManager
     from xml.etree.ElementTree import Element
 
+    from syncd.bytestreams.inband import Inband, Slot
+    from syncd.transfer.sealing import Seals
+    from syncd.trust import handshake
     from syncd.xmpp.jid import JID
     from syncd.xmpp.stanza import Iq
 
 log = logging.getLogger(__name__)
 
-# From our acceptance to the opening of the bytestream. Clients need a second; a syncd hashes
-# the part that we have first (7 GiB/s from memory, 0.2 from a slow disk).
-OPEN_TIMEOUT = 120.0  # seconds
+# A stream of no known length ends when its sender says so. More than this nobody sends
+# without knowing how much it is.
+MAX_UNKNOWN = 1 << 40  # bytes
 # From the last byte to <finish/>: the sender's stream may have to come back first.
 FINISH_TIMEOUT = 120.0  # seconds
 # Each holds a descriptor and a task; senders run `parallel` at a time, 4 by default.
@@ -61,163 +67,8 @@ MAX_RECEIPTS = 1_024  # receipts
 MAX_RACES = 10  # tries
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inbox:
-    """Where a peer's files go.
-
-    Attributes:
-      root: The folder on disk.
-      folder: Its id; empty for the inbox of ordinary clients.
-    """
-
-    root: Path
-    folder: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What the journal knows of a file that lies in a folder because it arrived there.
-
-    Attributes:
-      peer: Who sent it, bare.
-      identity: The file as we put it there.
-      source_size, source_mtime_ns: The version as the sender described it.
-      digest: BLAKE3, 32 bytes.
-    """
-
-    peer: JID
-    identity: Identity
-    source_size: int
-    source_mtime_ns: int
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arriving:
-    """A file that is about to get its final name.
-
-    Attributes:
-      inbox: Where.
-      path: Below the folder.
-      known: What the journal shall know of it from now on.
-    """
-
-    inbox: Inbox
-    path: str
-    known: Known
-
-
-@dataclass(slots=True)
-class _Call:
-    """A request that a transfer's task answers."""
-
-    payload: Element
-    done: trio.Event = field(default_factory=trio.Event)
-    result: Element | None = None
-    error: StanzaError | None = None
-
-    def answer(self, result: Element) -> None:
-        self.result = result
-        self.done.set()
-
-    def fail(self, error: StanzaError) -> None:
-        if not self.done.is_set():
-            self.error = error
-            self.done.set()
-
-
-class Incoming:
-    """One accepted offer, from acceptance to receipt.
-
-    Attributes:
-      sender: Full JID.
-      offer: As it came.
-      size: Of the whole file, bytes.
-      inbox: Where the file goes.
-      components: Its path there, checked.
-      partial: What has arrived.
-      progress: How far it is.
-      present: The journal knows the file to be there already.
-    """
-
-    def __init__(
-        self,
-        sender: JID,
-        offer: si.Offer,
-        inbox: Inbox,
-        components: tuple[str, ...],
-        partial: PartialFile | None,
-        present: Known | None,
-    ) -> None:
-        assert offer.size is not None
-        self.size = offer.size
-        self.sender = sender
-        self.offer = offer
-        self.inbox = inbox
-        self.components = components
-        self.partial = partial
-        self.present = present
-        self.progress = pump.Progress(partial.offset if partial else offer.size)
-        self.opening = _Mailbox()
-        self.finishing = _Mailbox()
-        self.scope = trio.CancelScope()
-        self.ended = trio.Event()
-
-    @property
-    def path(self) -> str:
-        """The path below the folder."""
-        return "/".join(self.components)
-
-    @property
-    def slot(self) -> tuple[JID, str, str]:
-        """What two transfers must not share: one sender's one file in one folder."""
-        return self.sender.bare, self.inbox.folder, self.path
-
-    def close(self) -> None:
-        """Let go of the file; keep what has arrived, if it can be resumed."""
-        if self.partial is not None:
-            self.partial.close()
-            if self.offer.sync is None:
-                try:
-                    self.partial.discard()
-                except TransferError as error:
-                    # The folder may be gone altogether, which must not end the daemon.
-                    log.warning("%s", error)
-
-
-class _Mailbox:
-    """Hands requests, one at a time, to the task that answers them."""
-
-    def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[_Call](4)
-        self._current: _Call | None = None
-
-    async def ask(self, payload: Element) -> Element:
-        """Called by the iq handler."""
-        call = _Call(payload)
-        try:
-            self._send.send_nowait(call)
-        except (trio.WouldBlock, trio.BrokenResourceError) as error:
-            raise StanzaError(ErrorType.CANCEL, "item-not-found", "no such transfer") from error
-        await call.done.wait()
-        if call.result is None:
-            assert call.error is not None
-            raise call.error
-        return call.result
-
-    async def next(self) -> _Call:
-        """Called by the task."""
-        self._current = await self._receive.receive()
-        return self._current
-
-    def close(self, error: StanzaError) -> None:
-        """Refuse what has no answer yet, also what the task was cancelled over."""
-        if self._current is not None:
-            self._current.fail(error)
-        with suppress(trio.WouldBlock):
-            while True:
-                self._receive.receive_nowait().fail(error)
-        self._receive.close()
+def _unlimited(_: JID) -> None:
+    return None
 
 
 class Receiver:
@@ -230,6 +81,9 @@ class Receiver:
       known: What the journal knows of this path of this folder.
       arriving: Tells the journal of a file before it gets its final name.
       watch: Shows a running transfer to whoever asks for the status.
+      inband: Takes streams through the server; None if that way is switched off.
+      throttle: Slows down what comes from this bare JID.
+      seals: Decides what is sealed; None: nothing ever.
     """
 
     def __init__(
@@ -240,12 +94,20 @@ class Receiver:
         known: Callable[[Inbox, str], Awaitable[Known | None]],
         arriving: Callable[[Arriving], Awaitable[None]],
         watch: Callable[[Incoming], AbstractContextManager[None]],
+        inband: Inband | None = None,
+        throttle: Callable[[JID], pump.Throttle | None] = _unlimited,
+        seals: Seals | None = None,
     ) -> None:
         self._own_jid = own_jid
         self._inbox_for = inbox_for
         self._known = known
         self._arriving = arriving
         self._watch = watch
+        self._inband = inband
+        self._throttle = throttle
+        self._seals = seals
+        # What we can do, what we like best first (XEP-0096 section 3.1).
+        self._methods = (si.BYTESTREAMS, si.IBB) if inband else (si.BYTESTREAMS,)
         self._incoming: dict[tuple[JID, str], Incoming] = {}
         self._receipts: OrderedDict[tuple[JID, str], si.Finish] = OrderedDict()
         # One file at a time comes to one place; the locks live as long as somebody waits.
@@ -261,9 +123,10 @@ class Receiver:
                 async for incoming in self._to_run:
                     nursery.start_soon(self._run_one, incoming)
         finally:
+            self._accepted.close()
             # Accepted in the last instant, and never begun.
             for incoming in list(self._incoming.values()):
-                self._end(incoming, _ended())
+                await self._end(incoming, _ended())
 
     async def on_offer(self, iq: Iq) -> Element:
         """Answer an offer (XEP-0095 section 4.2)."""
@@ -279,8 +142,15 @@ class Receiver:
             log.warning("cannot take a file from %s: %s", sender, error)
             raise _refusal(error) from error
         self._register(incoming)
-        offset = incoming.progress.offset if offer.ranged else 0
-        return si.make_answer(si.Answer(method=si.BYTESTREAMS, offset=offset), offer)
+        await incoming.listening.wait()
+        if incoming.ended.is_set():
+            raise _ended()
+        answer = si.Answer(
+            method=si.choose_method(offer, self._methods),
+            offset=incoming.start,
+            seal=incoming.seal.answer.attributes() if incoming.seal else None,
+        )
+        return si.make_answer(answer, offer)
 
     async def on_bytestream(self, iq: Iq) -> Element:
         """Answer the opening of a SOCKS5 bytestream (XEP-0065 section 6.3)."""
@@ -325,34 +195,38 @@ class Receiver:
         # First who, then what: a stranger learns nothing and costs nothing.
         inbox = self._inbox_for(sender.bare, offer.sync.folder if offer.sync else "")
         schema.check(payload)
-        si.choose_method(offer, (si.BYTESTREAMS,))
-        if offer.size is None:
+        si.choose_method(offer, self._methods)
+        if offer.size is None and offer.sync is not None:
             raise StanzaError(
                 ErrorType.MODIFY, "bad-request", "the size of the file is missing"
             )
-        if offer.sync is not None:
+        if offer.sync is not None and inbox.folder:
             components = paths.split(offer.sync.path)
         else:
             components = (paths.last_component(offer.name),)
         path = "/".join(components)
         self._check_sid(sender, offer.sid)
-        if offer.sync is not None:
+        sealed = await self._check_seal(sender, offer)
+        if is_resumable(offer):
             await self._end_other((sender.bare, inbox.folder, path))
-            if present := await self._is_there(sender, offer, inbox, components):
-                return Incoming(sender, offer, inbox, components, None, present)
-            mtime_ns = offer.sync.mtime_ns
-            key = key_of(str(sender.bare), inbox.folder, path, offer.size, mtime_ns)
-        else:
-            key = f"{secrets.token_hex(24)}.part"
+        present = await self._is_there(sender, offer, inbox, components)
+        if present is not None:
+            return Incoming(sender, offer, inbox, components, None, present, sealed)
         self._check_limits(sender)
-        partial = await trio.to_thread.run_sync(PartialFile, inbox.root, key, offer.size)
-        if not offer.ranged and partial.offset:
-            try:
-                await trio.to_thread.run_sync(partial.restart)
-            except BaseException:  # cancelled with its stream, or the disk refuses
-                partial.close()
-                raise
-        return Incoming(sender, offer, inbox, components, partial, None)
+        key = _key(sender.bare, offer, inbox, path)
+        partial = await trio.to_thread.run_sync(PartialFile, inbox.root, key, offer.size or 0)
+        return Incoming(sender, offer, inbox, components, partial, None, sealed)
+
+    async def _check_seal(self, sender: JID, offer: si.Offer) -> handshake.Offer | None:
+        if self._seals is None:
+            return None
+        own = self._own_jid()
+        if own is None:
+            raise OfflineError("not connected to the server")
+        try:
+            return await self._seals.take_offer(offer, sender, own)
+        except (RemoteProtocolError, IntegrityError) as error:
+            raise StanzaError(ErrorType.MODIFY, "bad-request", str(error)) from error
 
     def _register(self, incoming: Incoming) -> None:
         """From here on the transfer has a task that cleans up behind it."""
@@ -364,18 +238,25 @@ class Receiver:
         except StanzaError:
             incoming.close()
             raise
+        try:
+            self._accepted.send_nowait(incoming)
+        except trio.ClosedResourceError as error:
+            incoming.close()
+            raise _ended() from error
+        if incoming.sealed is not None:
+            assert self._seals is not None
+            incoming.seal = self._seals.answer(incoming.sealed, incoming.start)
         self._incoming[incoming.sender, incoming.offer.sid] = incoming
-        self._accepted.send_nowait(incoming)
 
     def _check_sid(self, sender: JID, sid: str) -> None:
         if (sender, sid) in self._incoming:
             raise StanzaError(ErrorType.MODIFY, "not-acceptable", "this sid is in use")
 
     def _check_slot(self, incoming: Incoming) -> None:
-        if incoming.offer.sync is None:
-            return  # never resumed, so each has a partial file of its own
+        if not incoming.resumable:
+            return  # each has a partial file of its own
         for other in self._incoming.values():
-            if other.slot == incoming.slot and other.offer.sync is not None:
+            if other.slot == incoming.slot and other.resumable:
                 raise StanzaError(
                     ErrorType.WAIT, "resource-constraint", "this file was just offered twice"
                 )
@@ -390,7 +271,7 @@ class Receiver:
     async def _end_other(self, slot: tuple[JID, str, str]) -> None:
         """A sender that offers a file again has given its former transfer up."""
         for other in list(self._incoming.values()):
-            if other.slot == slot and other.offer.sync is not None:
+            if other.slot == slot and other.resumable:
                 other.scope.cancel()
                 await other.ended.wait()
 
@@ -398,8 +279,10 @@ class Receiver:
         self, sender: JID, offer: si.Offer, inbox: Inbox, components: tuple[str, ...]
     ) -> Known | None:
         """Whether this very version came from this sender before, and still lies there."""
+        if offer.sync is None:
+            return None
         known = await self._known(inbox, "/".join(components))
-        if known is None or offer.sync is None or known.peer != sender.bare:
+        if known is None or known.peer != sender.bare:
             return None
         if (known.source_size, known.source_mtime_ns) != (offer.size, offer.sync.mtime_ns):
             return None
@@ -418,34 +301,61 @@ class Receiver:
             # A bug that one file brings to light must not end the transfers of all others.
             log.exception("receiving %s from %s", incoming.path, incoming.sender)
         finally:
-            self._end(incoming, refusal)
+            await self._end(incoming, refusal)
 
-    def _end(self, incoming: Incoming, refusal: StanzaError) -> None:
-        del self._incoming[incoming.sender, incoming.offer.sid]
+    async def _end(self, incoming: Incoming, refusal: StanzaError) -> None:
         incoming.opening.close(refusal)
         incoming.finishing.close(refusal)
-        incoming.close()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(incoming.close)
+        # Not before its file is let go of: the next offer of it may come now.
+        del self._incoming[incoming.sender, incoming.offer.sid]
+        incoming.listening.set()  # nobody needs to wait for that any more
         incoming.ended.set()
 
     async def _receive(self, incoming: Incoming) -> None:
-        if incoming.present is not None:
-            await self._confirm_present(incoming, incoming.present)
+        async with self._listening(incoming) as slot:
+            if incoming.present is not None:
+                await self._confirm_present(incoming, incoming.present)
+            else:
+                await self._take(incoming, slot)
+
+    @asynccontextmanager
+    async def _listening(self, incoming: Incoming) -> AsyncIterator[Slot | None]:
+        """Expect a stream through the server before the sender hears that it may open one."""
+        if self._inband is None or incoming.present is not None:
+            incoming.listening.set()
+            yield None
             return
+        due = incoming.seal.length if incoming.seal else _end(incoming) - incoming.start
+        if incoming.offer.sync is None:
+            # COMPAT(Gajim): in-band it sends all of the file, wherever it was asked to begin.
+            due = _end(incoming)
+        async with self._inband.expect(incoming.sender, incoming.offer.sid, due) as slot:
+            incoming.listening.set()
+            yield slot
+
+    async def _take(self, incoming: Incoming, slot: Slot | None) -> None:
         offer, partial = incoming.offer, incoming.partial
         assert partial is not None
-        hasher = blake3.blake3()
-        await pump.hash_prefix(partial.fd, partial.offset, hasher)
+        await self._prove(incoming, partial)
+        md5 = hashlib.md5(usedforsecurity=False) if offer.md5 else None
         # Between syncds nothing left to send needs no bytestream; a plain client opens one.
-        if offer.sync is None or partial.offset < incoming.size:
-            await self._take_bytes(incoming, partial, hasher)
+        if offer.sync is None or incoming.start < (offer.size or 0):
+            await self._take_bytes(incoming, partial, md5, slot)
+        digest = partial.blocks.digest()
         if offer.sync is None:
-            await self._place(incoming, partial, hasher.digest())
+            if md5 is not None and md5.hexdigest() != offer.md5:
+                await trio.to_thread.run_sync(partial.quarantine)
+                raise IntegrityError("what arrived has another MD5 than the sender gave")
+            await self._place(incoming, partial, digest)
             return
         call, finish = await _finish_of(incoming)
         try:
-            if (finish.size, finish.digest) != (offer.size, hasher.digest()):
-                # Resumed on a beginning that was not this file's: all of it is void.
-                await trio.to_thread.run_sync(partial.discard)
+            _check_signature(incoming, finish)
+            if (finish.size, finish.digest) != (offer.size, digest):
+                # Forged on its way, or at its source: none of it can be gone on from.
+                await trio.to_thread.run_sync(partial.quarantine)
                 raise IntegrityError("what arrived is not what was sent; it is sent anew")
             await self._place(incoming, partial, finish.digest)
         except SyncdError as error:
@@ -453,8 +363,24 @@ class Receiver:
             raise
         self._give_receipt(incoming, call, finish)
 
+    async def _prove(self, incoming: Incoming, partial: PartialFile) -> None:
+        """Make sure of what has arrived before; the sender reads its part meanwhile.
+
+        Raises:
+          IntegrityError: It is less than was told to the sender.
+        """
+        claimed = partial.offset
+        await pump.prove(partial)
+        if partial.offset < claimed and incoming.start:
+            raise IntegrityError("a part of what had arrived is damaged; that is sent again")
+
     async def _confirm_present(self, incoming: Incoming, known: Known) -> None:
         call, finish = await _finish_of(incoming)
+        try:
+            _check_signature(incoming, finish)
+        except SyncdError as error:
+            call.fail(_refusal(error))
+            raise
         if (finish.size, finish.digest) != (known.source_size, known.digest):
             # Same size and time, other content: the next offer must not find this shortcut.
             call.fail(StanzaError(ErrorType.WAIT, "conflict", "not the content that lies here"))
@@ -466,35 +392,45 @@ class Receiver:
         self._give_receipt(incoming, call, finish)
 
     async def _take_bytes(
-        self, incoming: Incoming, partial: PartialFile, hasher: blake3.blake3
+        self,
+        incoming: Incoming,
+        partial: PartialFile,
+        md5: pump.Hasher | None,
+        slot: Slot | None,
     ) -> None:
         own = self._own_jid()
         if own is None:
             raise OfflineError("not connected to the server")
-        with trio.move_on_after(OPEN_TIMEOUT) as waiting:
-            call = await incoming.opening.next()
-        if waiting.cancelled_caught:
-            raise StalledError(f"{incoming.sender} opened no stream for {OPEN_TIMEOUT:.0f} s")
-        query = s5b.read_query(call.payload)
-        address = query.dstaddr or s5b.dstaddr(query.sid, incoming.sender, own)
-        try:
-            used, stream = await connect_first(query.streamhosts, address)
-        except TransferError as error:
-            # XEP-0065 section 6.3.3
-            call.fail(StanzaError(ErrorType.CANCEL, "item-not-found", str(error)))
-            raise
-        try:
-            call.answer(s5b.make_used(query.sid, used.jid))
-            await pump.receive(
-                stream,
-                partial.fd,
-                offset=partial.offset,
-                length=incoming.size - partial.offset,
-                hasher=hasher,
-                progress=incoming.progress,
-            )
-        finally:
-            await trio.aclose_forcefully(stream)
+        async with taking.opened(incoming, own, slot) as stream:
+            if incoming.start < partial.offset:
+                if incoming.start:
+                    there = await taking.check_overlap(stream, partial, incoming.start)
+                    if there and slot is not None:
+                        slot.shorten(_end(incoming) - incoming.start)
+                else:
+                    await trio.to_thread.run_sync(partial.restart)
+            hashers: list[pump.Hasher] = [partial.blocks]
+            if md5 is not None:
+                await pump.hash_prefix(partial.fd, partial.offset, md5)
+                hashers.append(md5)
+            try:
+                await pump.receive(
+                    stream,
+                    partial.fd,
+                    offset=partial.offset,
+                    length=_end(incoming) - partial.offset,
+                    until_end=incoming.size is None,
+                    hasher=pump.Hashers(hashers),
+                    progress=incoming.progress,
+                    throttle=self._throttle(incoming.sender.bare),
+                    opener=incoming.seal.opener() if incoming.seal else None,
+                )
+            except IntegrityError:
+                # A plain client that sends too much has another file, or began it anew where
+                # the overlap could not show it: the next time all of it is asked for.
+                if incoming.offer.sync is None:
+                    await trio.to_thread.run_sync(partial.quarantine)
+                raise
 
     async def _place(self, incoming: Incoming, partial: PartialFile, digest: bytes) -> None:
         """Make it durable, tell the journal, give it its name; in this order."""
@@ -523,14 +459,23 @@ class Receiver:
                 return
         raise TransferError(f"{incoming.path} is created by another program all the time")
 
-    def _give_receipt(self, incoming: Incoming, call: _Call, finish: si.Finish) -> None:
-        self._receipts[incoming.sender.bare, finish.sid] = finish
+    def _give_receipt(self, incoming: Incoming, call: Call, finish: si.Finish) -> None:
+        # One that is asked for again is the same.
+        seal = incoming.seal
+        signature = seal.sign(Said.RECEIPT, finish.digest) if seal else b""
+        receipt = replace(finish, signature=signature)
+        self._receipts[incoming.sender.bare, finish.sid] = receipt
         while len(self._receipts) > MAX_RECEIPTS:
             self._receipts.popitem(last=False)
-        call.answer(si.make_receipt(finish))
+        call.answer(si.make_receipt(receipt))
 
 
-async def _finish_of(incoming: Incoming) -> tuple[_Call, si.Finish]:
+def _check_signature(incoming: Incoming, finish: si.Finish) -> None:
+    if incoming.seal is not None:
+        incoming.seal.check(Said.FINISH, finish)
+
+
+async def _finish_of(incoming: Incoming) -> tuple[Call, si.Finish]:
     with trio.move_on_after(FINISH_TIMEOUT) as waiting:
         call = await incoming.finishing.next()
     if waiting.cancelled_caught:
@@ -551,6 +496,24 @@ def _arriving(incoming: Incoming, place: Place, identity: Identity, digest: byte
             digest=digest,
         ),
     )
+
+
+def _end(incoming: Incoming) -> int:
+    """Where the last byte ends at the latest."""
+    return MAX_UNKNOWN if incoming.size is None else incoming.size
+
+
+def _key(sender: JID, offer: si.Offer, inbox: Inbox, path: str) -> str:
+    """Name the partial file of an offer."""
+    if not is_resumable(offer):
+        return f"{secrets.token_hex(24)}.part"
+    assert offer.size is not None
+    if offer.sync is not None:
+        return key_of(str(sender), inbox.folder, path, offer.size, offer.sync.mtime_ns)
+    # What a plain client tells of a version; a slash is in no folder's id.
+    version = blake3.blake3(f"{offer.md5}\0{offer.date}".encode()).digest(length=7)
+    number = int.from_bytes(version, "big")
+    return key_of(str(sender), f"{inbox.folder}/", path, offer.size, number)
 
 
 def _ended() -> StanzaError:

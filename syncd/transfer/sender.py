@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import hashlib
+import logging
 import os
 import secrets
+import sys
+import termios
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 import blake3
 import trio
 
-from syncd.bytestreams import s5b
+from syncd.bytestreams import ibb, inband
 from syncd.disk import paths
 from syncd.disk.beneath import open_source
 from syncd.disk.partial import Identity, identity_of
@@ -23,11 +30,16 @@ from syncd.errors import (
     ErrorType,
     IntegrityError,
     OfflineError,
+    OpeningError,
+    RemoteProtocolError,
+    StalledError,
     StanzaError,
     SyncdError,
     TransferError,
+    TruncatedError,
 )
 from syncd.transfer import pump, si
+from syncd.trust.receipt import Said
 from syncd.xmpp.xml import is_writable
 
 if TYPE_CHECKING:
@@ -35,21 +47,33 @@ if TYPE_CHECKING:
     from pathlib import Path
     from xml.etree.ElementTree import Element
 
-    from syncd.bytestreams.sockets import Listener
+    from syncd.bytestreams.inband import Inband
+    from syncd.bytestreams.outgoing import Place, Requester
+    from syncd.transfer.sealing import Seal, Seals
     from syncd.xmpp.jid import JID
     from syncd.xmpp.stanza import Iq, IqType
+
+log = logging.getLogger(__name__)
 
 # A person may be asked there.
 ANSWER_TIMEOUT = 180.0  # seconds
 # A program looks at its disk. The server of a peer that vanished keeps its session for minutes
 # (XEP-0198), and nobody answers then.
 SYNCD_ANSWER_TIMEOUT = 45.0  # seconds
-# The target tries our streamhosts one after the other, some clients for 7 s each.
-USED_TIMEOUT = 120.0  # seconds
 # The receiver has to bring the whole file to a slow disk first.
 RECEIPT_TIMEOUT = 300.0  # seconds
-# Each dead one costs some clients 7 s; Psi reads no more.
-MAX_STREAMHOSTS = 5  # streamhosts
+# In-band blocks on their way to a syncd, which takes them in order; others get one at a time.
+SYNCD_WINDOW = 16  # blocks
+# An in-band opening behind another way's failure, on its sid: who takes that takes it at once.
+SAME_SID_TIMEOUT = 10.0  # seconds
+# More of them some clients cannot count.
+MAX_BLOCKS = 65_535  # blocks
+# A hash of this much takes some 10 ms; larger files would keep the offer waiting.
+MD5_UP_TO = 8 * 1024 * 1024  # bytes
+# How long the end of a direct stream may take to be acknowledged: as long as TCP sends again
+# what was lost twice or three times.
+LINGER_TIMEOUT = 15.0  # seconds
+LINGER_CHUNK = 4_096  # bytes
 # How often the receipt is asked for when the stream breaks in between.
 RECEIPT_TRIES = 3  # tries
 # How long a broken stream may take to come back, before the delivery starts anew later.
@@ -88,10 +112,12 @@ class Target:
     Attributes:
       jid: A full JID.
       is_syncd: It takes ``<sync/>`` and gives receipts.
+      can_seal: It has the feature ``urn:syncd:seal:1``.
     """
 
     jid: JID
     is_syncd: bool
+    can_seal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +127,16 @@ class Sent:
     Attributes:
       confirmed: The receiver holds it durably, and said so.
       digest: BLAKE3 of the file, 32 bytes.
+      sealed: Nobody in between could read or change it.
     """
 
     confirmed: bool
     digest: bytes
+    sealed: bool = False
+
+
+def _unlimited(_: JID) -> None:
+    return None
 
 
 class Sender:
@@ -112,34 +144,40 @@ class Sender:
 
     Args:
       request: Sends an iq.
-      own_jid: Our full JID, or None while we are offline.
       wait_online: Returns when we are online.
-      listener: Where targets connect to; None if direct connections are off.
-      streamhosts: What we offer: host and port as others reach them.
+      requester: Opens SOCKS5 bytestreams; None if they are switched off.
+      inband: Sends through the server; None if that is switched off.
       watch: Shows a running transfer to whoever asks for the status.
+      throttle: Slows down what goes to this bare JID; None for no limit.
+      own_jid: Our full JID, or None while we are offline.
+      seals: Decides what is sealed; None: nothing ever.
     """
 
     def __init__(
         self,
         *,
         request: Request,
-        own_jid: Callable[[], JID | None],
         wait_online: Callable[[], Awaitable[None]],
-        listener: Listener | None,
-        streamhosts: Callable[[], list[tuple[str, int]]],
+        requester: Requester | None,
+        inband: Inband | None,
         watch: Callable[
             [Target, Source, pump.Progress], contextlib.AbstractContextManager[None]
         ],
+        own_jid: Callable[[], JID | None],
+        throttle: Callable[[JID], pump.Throttle | None] = _unlimited,
+        seals: Seals | None = None,
     ) -> None:
         self._request = request
-        self._own_jid = own_jid
         self._wait_online = wait_online
-        self._listener = listener
-        self._streamhosts = streamhosts
+        self._requester = requester
+        self._inband = inband
         self._watch = watch
+        self._own_jid = own_jid
+        self._throttle = throttle
+        self._seals = seals
 
     async def send(self, source: Source, target: Target) -> Sent:
-        """Send one file.
+        """Send one file, by the first way that works.
 
         Returns:
           How it ended.
@@ -150,87 +188,153 @@ class Sender:
           BytestreamError, StalledError: No way there, or it broke.
           OfflineError: We, or the peer, went away.
         """
-        offer = _make_offer(source, target)
+        methods = self._methods(source.version.size, target)
         async with _opened(source) as fd:
-            answer = await self._offer(offer, target)
-            progress = pump.Progress(answer.offset)
-            hasher = blake3.blake3()
-            with self._watch(target, source, progress):
-                await pump.hash_prefix(fd, answer.offset, hasher)
-                # Nothing left to send needs no bytestream between syncds: an empty file,
-                # or one that has arrived whole before its receipt was lost. A plain client
-                # waits for a stream all the same.
-                if answer.offset < source.version.size or not target.is_syncd:
-                    await self._stream(fd, offer, answer, target, hasher, progress)
-                await _check_unchanged(source)
-                digest = hasher.digest()
-                if target.is_syncd:
-                    await self._finish(offer, target, digest)
-        return Sent(confirmed=target.is_syncd, digest=digest)
+            offer = await _make_offer(source, target, methods, fd)
+            try:
+                return await self._transfer(fd, source, target, offer)
+            except BytestreamError as error:
+                later = isinstance(error, OpeningError) and error.later
+                if later or error.moved or methods == (si.IBB,) or si.IBB not in methods:
+                    raise
+                # Over there its sid may be half used up, so the next way is a new offer.
+                log.info("%s; offering %s anew, through the server", error, source.path)
+            offer = replace(offer, sid=_new_sid(), methods=(si.IBB,))
+            return await self._transfer(fd, source, target, offer)
 
-    async def _offer(self, offer: si.Offer, target: Target) -> si.Answer:
+    def _methods(self, size: int, target: Target) -> tuple[str, ...]:
+        """What can be offered now (XEP-0096 section 3.1)."""
+        methods = []
+        if self._requester is not None and self._requester.ready():
+            methods.append(si.BYTESTREAMS)
+        if self._inband is not None:
+            methods.append(si.IBB)
+        if len(methods) == 2 and not target.is_syncd:
+            if not size:
+                # COMPAT(QXmpp, libpurple, gloox): a SOCKS5 bytestream without a byte hangs.
+                methods.remove(si.BYTESTREAMS)
+            elif size > MAX_BLOCKS * ibb.BLOCK_SIZE:
+                # COMPAT(QXmpp, Gajim): their block counters do not wrap.
+                methods.remove(si.IBB)
+        if not methods:
+            raise BytestreamError(
+                "no way to send is open: no address of ours, no proxy, not through the server",
+                hint="set bytestreams.direct, proxies or ibb, or wait for a proxy to be found",
+            )
+        return tuple(methods)
+
+    async def _transfer(self, fd: int, source: Source, target: Target, offer: si.Offer) -> Sent:
+        hasher = blake3.blake3()
+        async with self._place(offer, target) as place:
+            answer, seal = await self._offer(offer, target)
+            job = _Job(offer, answer, target, pump.Progress(answer.offset), hasher, seal)
+            # Who asks for less than the rest has the others; we cannot know their hash.
+            whole = answer.length is None
+            with self._watch(target, source, job.progress):
+                if whole:
+                    await pump.hash_prefix(fd, answer.offset, hasher)
+                # Nothing left to send needs no bytestream between syncds: an empty file, or
+                # one that has arrived whole before its receipt was lost. A plain client waits
+                # for a stream all the same.
+                if answer.offset < source.version.size or not target.is_syncd:
+                    await self._stream(fd, job, place)
+                await _check_unchanged(source)
+                digest = hasher.digest() if whole else b""
+                if target.is_syncd:
+                    await self._finish(job, digest)
+        return Sent(confirmed=target.is_syncd, digest=digest, sealed=seal is not None)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, offer: si.Offer, target: Target) -> AsyncIterator[Place | None]:
+        """Wait, before the offer goes out, for what its bytestream will need."""
+        if self._requester is None or si.BYTESTREAMS not in offer.methods:
+            yield None
+            return
+        async with self._requester.place(target.jid) as place:
+            yield place
+
+    async def _offer(self, offer: si.Offer, target: Target) -> tuple[si.Answer, Seal | None]:
+        offered = None
+        if self._seals is not None:
+            own = self._own_jid()
+            if own is None:
+                raise OfflineError("not connected to the server")
+            offered = await self._seals.offer(offer, own, target.jid, can_seal=target.can_seal)
+            if offered is not None:
+                offer = replace(offer, seal=offered.attributes())
         patience = SYNCD_ANSWER_TIMEOUT if target.is_syncd else ANSWER_TIMEOUT
         try:
-            result = await self._request(
-                "set", target.jid, si.make_offer(offer), patience
-            )
+            result = await self._request("set", target.jid, si.make_offer(offer), patience)
         except StanzaError as error:
             raise explain(error, target.jid) from error
-        return si.read_answer(result.payload, offer)
+        answer = si.read_answer(result.payload, offer)
+        if target.is_syncd and answer.length is not None:
+            raise RemoteProtocolError("the peer wants only a part of the file")
+        if self._seals is None:
+            return answer, None
+        return answer, await self._seals.take_answer(offered, answer, target.jid)
 
-    async def _stream(
-        self,
-        fd: int,
-        offer: si.Offer,
-        answer: si.Answer,
-        target: Target,
-        hasher: blake3.blake3,
-        progress: pump.Progress,
-    ) -> None:
-        stream = await self._open_bytestream(offer.sid, target)
+    async def _stream(self, fd: int, job: _Job, place: Place | None) -> None:
+        offset, progress = job.answer.offset, job.progress
         try:
-            await pump.send(
-                stream,
-                fd,
-                offset=answer.offset,
-                length=(offer.size or 0) - answer.offset,
-                hasher=hasher,
-                progress=progress,
-            )
-        finally:
-            # Right after the last byte: a proxy may keep the tail back until we close.
-            await trio.aclose_forcefully(stream)
+            async with self._bytestream(job, place) as way:
+                await pump.send(
+                    way.stream,
+                    fd,
+                    offset=offset,
+                    length=job.length,
+                    hasher=job.hasher,
+                    progress=progress,
+                    throttle=self._throttle(job.target.jid.bare),
+                    sealer=job.seal.sealer() if job.seal else None,
+                )
+                await way.finish()
+        except TransferError as error:
+            # What has arrived is kept there, so the rest can go at once.
+            error.moved = progress.offset - offset
+            raise
 
-    async def _open_bytestream(self, sid: str, target: Target) -> trio.SocketStream:
-        own = self._own_jid()
-        if own is None:
-            raise OfflineError("not connected to the server")
-        if self._listener is None:
-            raise BytestreamError(
-                "direct connections are switched off, and no other way is open",
-                hint="set bytestreams.direct = true",
-            )
-        # COMPAT(Psi): reads only five.
-        reachable = self._streamhosts()[:MAX_STREAMHOSTS]
-        hosts = [s5b.Streamhost(own, host, port) for host, port in reachable]
-        address = s5b.dstaddr(sid, own, target.jid)
-        aliases = s5b.dstaddr_aliases(sid, own, target.jid)
-        with self._listener.expect(address, *aliases) as slot:
-            query = s5b.make_query(sid, hosts)
+    @contextlib.asynccontextmanager
+    async def _bytestream(self, job: _Job, place: Place | None) -> AsyncIterator[_Way]:
+        """Open what the peer has chosen; close it right after the last byte."""
+        sid, target, patience = job.offer.sid, job.target, inband.OPEN_TIMEOUT
+        if job.answer.method == si.BYTESTREAMS:
+            assert place is not None
             try:
-                result = await self._request("set", target.jid, query, USED_TIMEOUT)
-            except StanzaError as error:
-                where = ", ".join(f"{host.host}:{host.port}" for host in hosts) or "no address"
-                raise BytestreamError(
-                    f"{target.jid.bare} cannot connect to us at {where} [{error.condition}]",
-                    hint="name the address that the peer reaches in bytestreams.advertise",
-                ) from error
-            s5b.read_used(result.payload, hosts)
-            return await slot.winner()
+                opened = await place.open(sid)
+            except OpeningError as error:
+                if not error.same_sid or si.IBB not in job.offer.methods:
+                    raise
+                # COMPAT(libpurple, slixmpp): they go on in-band on the same sid; others say
+                # nothing to that.
+                log.info("%s; trying through the server", error)
+                patience = SAME_SID_TIMEOUT
+            else:
+                job.progress.method = opened.method
+                unsure = opened.method == "direct" and not target.is_syncd
+                finish = _linger if unsure else trio.aclose_forcefully
+                try:
+                    yield _Way(opened.stream, functools.partial(finish, opened.stream))
+                finally:
+                    # A proxy may keep the tail back until we close.
+                    await trio.aclose_forcefully(opened.stream)
+                return
+        assert self._inband is not None
+        window = SYNCD_WINDOW if target.is_syncd else ibb.WINDOW
+        opening = self._inband.open(target.jid, sid, window=window, timeout=patience)
+        async with opening as sending:
+            job.progress.method = "ibb"
+            yield _Way(sending.stream, sending.finish)
 
-    async def _finish(self, offer: si.Offer, target: Target, digest: bytes) -> None:
+    async def _finish(self, job: _Job, digest: bytes) -> None:
+        offer, target, seal = job.offer, job.target, job.seal
         assert offer.size is not None
-        finish = si.Finish(sid=offer.sid, size=offer.size, digest=digest)
+        finish = si.Finish(
+            sid=offer.sid,
+            size=offer.size,
+            digest=digest,
+            signature=seal.sign(Said.FINISH, digest) if seal else b"",
+        )
         for attempt in range(1, RECEIPT_TRIES + 1):
             try:
                 question = si.make_finish(finish)
@@ -248,31 +352,113 @@ class Sender:
                     ) from error
                 raise explain(error, target.jid) from error
             else:
-                if si.read_receipt(result.payload) != finish:
+                receipt = si.read_receipt(result.payload)
+                if replace(receipt, signature=b"") != replace(finish, signature=b""):
                     raise IntegrityError(
                         f"{target.jid.bare} stored something else than was sent"
                     )
+                if seal is not None:
+                    seal.check(Said.RECEIPT, receipt)
                 return
 
 
-def _make_offer(source: Source, target: Target) -> si.Offer:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An accepted offer, and how far its bytes are."""
+
+    offer: si.Offer
+    answer: si.Answer
+    target: Target
+    progress: pump.Progress
+    hasher: blake3.blake3
+    seal: Seal | None
+
+    @property
+    def length(self) -> int:
+        """How much is to be sent, bytes."""
+        assert self.offer.size is not None
+        left = self.offer.size - self.answer.offset
+        return left if self.answer.length is None else self.answer.length
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """An open bytestream.
+
+    Attributes:
+      stream: Takes the bytes.
+      finish: To be called right after the last byte; returns when it has gone out, as far as
+        that can be known.
+    """
+
+    stream: trio.SocketStream
+    finish: Callable[[], Awaitable[object]]
+
+
+async def _linger(stream: trio.SocketStream) -> None:
+    """Close, and find out whether the other end's kernel took all of it.
+
+    What a plain client says after a transfer is nothing, so a reset is the only sign that it
+    has hung up in the middle of what the kernels still held.
+    """
+    try:
+        await stream.send_eof()
+        with trio.move_on_after(LINGER_TIMEOUT):
+            while await stream.receive_some(LINGER_CHUNK):
+                pass  # what a receiver says is of no meaning
+            return
+    except trio.BrokenResourceError as error:
+        raise TruncatedError("the peer hung up before it had read everything") from error
+    if _unsent(stream):
+        raise StalledError(f"the peer has taken nothing for {LINGER_TIMEOUT:.0f} s")
+
+
+def _unsent(stream: trio.SocketStream) -> int:
+    """How many bytes the other end's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
+    answer = fcntl.ioctl(stream.socket.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _new_sid() -> str:
+    # 128 bits: nobody can claim a stream by guessing. Hexadecimal: an NMTOKEN, as XEP-0047
+    # wants it.
+    return secrets.token_hex(16)
+
+
+async def _make_offer(
+    source: Source, target: Target, methods: tuple[str, ...], fd: int
+) -> si.Offer:
     path = unicodedata.normalize("NFC", source.path)
     if not is_writable(path):
         raise DeclinedError(
             f"the name {path!r} cannot be sent: it is no valid text", hint="rename the file"
         )
-    components = paths.split(path)
+    name, size = paths.split(path)[-1], source.version.size
     # A time before 1970 is a clock gone wrong, and no reason not to deliver.
     mtime_ns = max(0, source.version.mtime_ns)
-    sync = si.Sync(folder=source.folder, path=path, mtime_ns=mtime_ns)
+    if target.is_syncd:
+        sync = si.Sync(folder=source.folder, path=path, mtime_ns=mtime_ns)
+        md5 = date = ""
+    else:
+        sync = None
+        md5 = await trio.to_thread.run_sync(_md5, fd, size) if size <= MD5_UP_TO else ""
+        changed = datetime.fromtimestamp(mtime_ns // 1_000_000_000, UTC)
+        date = changed.strftime("%Y-%m-%dT%H:%M:%SZ")  # XEP-0082
     return si.Offer(
-        sid=secrets.token_hex(16),  # 128 bits: nobody can claim a stream by guessing
-        name=components[-1],
-        size=source.version.size,
-        methods=(si.BYTESTREAMS,),
-        ranged=target.is_syncd,
-        sync=sync if target.is_syncd else None,
+        sid=_new_sid(),
+        name=name,
+        size=size,
+        methods=methods,
+        ranged=True,
+        md5=md5,
+        date=date,
+        sync=sync,
     )
+
+
+def _md5(fd: int, size: int) -> str:
+    # XEP-0096 wants this one; it proves nothing against whoever wants to deceive.
+    return hashlib.md5(os.pread(fd, size, 0), usedforsecurity=False).hexdigest()
 
 
 @contextlib.asynccontextmanager
@@ -295,7 +481,14 @@ async def _check_unchanged(source: Source) -> None:
 
 
 # RFC 6120's conditions, and what clients really answer with them.
-_GONE = frozenset({"service-unavailable", "recipient-unavailable", "item-not-found", "gone"})
+_GONE = frozenset({
+    "service-unavailable",
+    "recipient-unavailable",
+    "item-not-found",
+    "gone",
+    "remote-server-not-found",  # of a server on the way; a name that is not found now
+    "remote-server-timeout",
+})  # fmt: skip
 _DECLINED = frozenset({"forbidden", "not-acceptable", "not-authorized", "policy-violation"})
 
 
@@ -313,7 +506,9 @@ def explain(error: StanzaError, peer: JID) -> SyncdError:
     if error.condition in _DECLINED:
         return DeclinedError(
             f"{peer.bare} does not accept the file{reason} [{error.condition}]",
-            hint="ask them to add you to accept_from of the folder",
+            hint="ask them to add you to accept_from of the folder"
+            if error.condition == "forbidden"
+            else "ask them why",
         )
     return TransferError(
         f"{peer.bare} refused the file{reason} [{error.condition}]",

@@ -66,6 +66,7 @@ MAX_SIGNATURE = 128  # characters
 # xs:integer; longer ones are larger than any file.
 _INTEGER = re.compile(r"[ \t\r\n]*[+-]?[0-9]{1,24}[ \t\r\n]*")
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_MD5_OF_NOTHING = "d41d8cd98f00b204e9800998ecf8427e"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class Sync:
     """What one syncd tells another about an offered file.
 
     Attributes:
-      folder: Id of the folder, the same at both ends.
+      folder: Id of the folder, the same at both ends; empty for the inbox.
       path: Path below the folder, ``/`` between the components; not yet safe to use.
       mtime_ns: Time of the last change, nanoseconds since 1970.
     """
@@ -197,14 +198,18 @@ def read_offer(si: Element) -> Offer:
     methods = _offered_methods(si)
     if not methods:
         raise _bad("an offer needs a stream method", app="no-valid-streams")
+    size, md5 = _read_size(file.get("size")), _read_md5(file.get("hash", ""))
+    if size is None and md5 == _MD5_OF_NOTHING:
+        # COMPAT(QXmpp): a size of 0 is left out, and the stream then never ends. Smack leaves
+        # it out as well, but gives no hash; there the stream ends at once.
+        size = 0
     return Offer(
         sid=sid,
         name=name,
-        # COMPAT(Smack, QXmpp): a size of 0 is left out.
-        size=_read_size(file.get("size")),
+        size=size,
         methods=methods,
         ranged=file.find(RANGE) is not None,
-        md5=_read_md5(file.get("hash", "")),
+        md5=md5,
         date=file.get("date", "")[:40],
         sync=_read_sync(si.find(SYNC)),
         seal=_read_seal(si),
@@ -242,8 +247,8 @@ def _read_sync(sync: Element | None) -> Sync | None:
     if sync is None:
         return None
     folder, path = sync.get("folder", ""), sync.get("path", "")
-    if not 0 < len(folder) <= MAX_FOLDER or not 0 < len(path) <= MAX_NAME:
-        raise _bad("a <sync/> needs folder and path")
+    if len(folder) > MAX_FOLDER or not 0 < len(path) <= MAX_NAME:
+        raise _bad("a <sync/> needs a path, and at most the id of a folder")
     return Sync(folder=folder, path=path, mtime_ns=_read_time(sync.get("mtime-ns", "")))
 
 
@@ -260,9 +265,12 @@ def make_answer(answer: Answer, offer: Offer) -> Element:
 
     COMPAT(Smack, XMPPFramework): ``<file/>`` in the result is fatal to them, so it is there
     only to begin in the middle, and only if ``<range/>`` was offered; ``<feature/>`` first.
+    COMPAT(Smack >= 4.4): a field that does not say its type counts as text there, and is not
+    understood as a choice.
     COMPAT(Gajim): it ignores a length, so none is asked for.
     """
-    field = make(FIELD, {"var": "stream-method"}, make(VALUE, text=answer.method))
+    attributes = {"var": "stream-method", "type": "list-single"}
+    field = make(FIELD, attributes, make(VALUE, text=answer.method))
     si = make(SI, None, make(FEATURE, None, make(X, {"type": "submit"}, field)))
     if answer.offset:
         assert offer.ranged, "only a ranged offer can be answered with an offset"

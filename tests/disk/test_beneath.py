@@ -269,6 +269,16 @@ def test_file_larger_than_the_file_system_takes_is_an_error(root: Path, here: in
     os.close(here)
 
 
+def test_writing_can_be_started_and_breaks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    fd = os.open(tmp_path / "f", os.O_RDWR)
+    beneath.start_writing(fd, 0, 0)
+    beneath.start_writing(fd, 3, 2)
+    os.close(fd)
+    beneath.start_writing(fd, 0, 0)  # what fails is told by the fsync
+    assert (tmp_path / "f").read_bytes() == b"content"
+
+
 # Explanations
 
 

@@ -1,23 +1,34 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import blake3
 import pytest
 
-from syncd.disk import beneath, partial
-from syncd.disk.partial import Action, Identity, PartialFile, Place, identity_of, key_of
+from syncd.disk import beneath, blocks, partial
+from syncd.disk.partial import (
+    Action,
+    Identity,
+    PartialFile,
+    Place,
+    clean,
+    identity_of,
+    key_of,
+)
 from syncd.errors import ErrorType, TransferError
 from tests.support.disk import small_disk
 from tests.support.peers import snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 CONTENT = b"what was sent"
@@ -26,6 +37,9 @@ SIZE = len(CONTENT)
 MTIME = 1_900_000_000_123_456_789
 KEY = key_of("alice@example.org", "photos", "a/file.txt", SIZE, MTIME)
 WHERE = ("a", "file.txt")
+PIECE = blake3.blake3(b"piece").digest(64 << 10)  # one block of a file of this size
+BIG = 1_000_000
+BIG_KEY = key_of("alice@example.org", "f", "big", BIG, MTIME)
 
 
 @pytest.fixture
@@ -35,6 +49,12 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "folder"
     (folder / "a").mkdir(parents=True)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def slow_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if whatever comes had taken so long that notes are worth it."""
+    monkeypatch.setattr(blocks, "FIRST_MOMENT", 0.0)
 
 
 @contextmanager
@@ -98,13 +118,82 @@ def test_new_partial_file_is_empty_private_and_has_its_room(root: Path) -> None:
     assert private(root) == [KEY]
 
 
-def test_partial_file_goes_on_at_its_size(root: Path) -> None:
-    first = PartialFile(root, KEY, SIZE)
-    os.pwrite(first.fd, CONTENT[:5], 0)
-    first.close()
-    second = PartialFile(root, KEY, SIZE)
-    assert (second.offset, os.pread(second.fd, 100, 0)) == (5, CONTENT[:5])
-    second.close()
+def begun(root: Path, content: bytes, size: int = BIG, *, key: str = BIG_KEY) -> PartialFile:
+    """A partial file of which a beginning has come."""
+    file = PartialFile(root, key, size)
+    os.pwrite(file.fd, content, 0)
+    file.blocks.update(memoryview(content))
+    return file
+
+
+def test_partial_file_goes_on_where_it_ended(root: Path) -> None:
+    begun(root, CONTENT[:5], SIZE, key=KEY).close()
+    assert private(root) == [KEY, f"{KEY}.blocks"]
+    with closing(PartialFile(root, KEY, SIZE)) as again:
+        assert (again.offset, again.prove(), again.offset) == (5, 5, 5)
+        assert os.pread(again.fd, 100, 0) == CONTENT[:5]
+        assert again.blocks.digest() == blake3.blake3(CONTENT[:5]).digest()
+
+
+def test_length_alone_is_nothing_to_go_on_from(root: Path) -> None:
+    with closing(PartialFile(root, KEY, SIZE)) as file:
+        os.pwrite(file.fd, CONTENT, 0)
+    with closing(PartialFile(root, KEY, SIZE)) as again:
+        assert (again.offset, again.prove()) == (0, 0)
+        assert os.fstat(again.fd).st_size == 0
+
+
+def test_what_is_not_proved_is_cut_off_and_keeps_its_room(root: Path) -> None:
+    """Here a sector went bad in the third block after the last offer."""
+    begun(root, PIECE * 5).close()
+    with (root / ".syncd" / BIG_KEY).open("r+b") as damaged:
+        damaged.seek(2 * len(PIECE) + 9)
+        damaged.write(b"?")
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.offset == 5 * len(PIECE)  # as it is told, before the proof
+        assert file.prove() == file.offset == 2 * len(PIECE)
+        status = os.fstat(file.fd)
+        assert status.st_size == 2 * len(PIECE)
+        assert status.st_blocks * 512 >= BIG
+        assert file.blocks.digest() == blake3.blake3(PIECE * 2).digest()
+
+
+def test_proof_that_is_stopped_cuts_nothing(root: Path) -> None:
+    begun(root, PIECE * 5).close()
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        file.prove(lambda: True)
+        assert os.fstat(file.fd).st_size == 5 * len(PIECE)
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.prove() == 5 * len(PIECE)
+
+
+def test_file_that_nobody_resumes_has_nothing_to_go_on_from(root: Path) -> None:
+    begun(root, PIECE * 3, key="0123.part").close()
+    assert private(root) == ["0123.part"]
+    with closing(PartialFile(root, "0123.part", BIG)) as file:
+        assert (file.offset, file.prove()) == (0, 0)
+
+
+def test_notes_go_with_their_file(root: Path) -> None:
+    with closing(begun(root, PIECE * 3)) as file:
+        assert private(root) == [BIG_KEY, f"{BIG_KEY}.blocks"]
+        file.discard()
+    assert private(root) == []
+    with closing(begun(root, PIECE * 3)) as file:
+        file.publish(Place(Action.NEW, WHERE))
+    assert private(root) == []
+    begun(root, PIECE * 3).close()
+    PartialFile(root, key_of("alice@example.org", "f", "big", BIG, MTIME + 1), 5).close()
+    assert len(private(root)) == 1
+
+
+def test_file_whose_notes_cannot_be_deleted_has_its_name_all_the_same(root: Path) -> None:
+    with closing(begun(root, PIECE * 3)) as file:
+        notes = root / ".syncd" / f"{BIG_KEY}.blocks"
+        notes.unlink()
+        notes.mkdir()
+        file.publish(Place(Action.NEW, WHERE))
+    assert files(root) == {"file.txt": PIECE * 3}
 
 
 def test_partial_file_larger_than_the_file_starts_anew(root: Path) -> None:
@@ -117,12 +206,55 @@ def test_partial_file_larger_than_the_file_starts_anew(root: Path) -> None:
 
 
 def test_restart_forgets_what_has_arrived(root: Path) -> None:
-    with arrived(root):
-        pass
-    file = PartialFile(root, KEY, SIZE)
-    file.restart()
-    assert (file.offset, os.fstat(file.fd).st_size) == (0, 0)
-    file.close()
+    begun(root, PIECE * 3).close()
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        file.restart()
+        assert (file.offset, os.fstat(file.fd).st_size) == (0, 0)
+        assert os.fstat(file.fd).st_blocks * 512 >= BIG
+        assert file.blocks.digest() == blake3.blake3().digest()
+
+
+def test_restart_may_keep_a_beginning(root: Path) -> None:
+    """Of a client that was asked to go on, and began anew."""
+    begun(root, PIECE * 3).close()
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        file.prove()
+        file.restart(7)
+        assert (file.offset, os.fstat(file.fd).st_size) == (7, 7)
+        assert file.blocks.digest() == blake3.blake3(PIECE[:7]).digest()
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.prove() == 7
+
+
+# Quarantine
+
+
+def test_damaged_file_is_put_aside_and_the_next_one_starts_anew(root: Path) -> None:
+    with closing(begun(root, PIECE * 3)) as file:
+        where = file.quarantine()
+        file.discard()
+    assert (root / where).read_bytes() == PIECE * 3
+    assert private(root) == [where.removeprefix(".syncd/")]
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.prove() == 0
+    assert len(private(root)) == 2
+
+
+def test_quarantine_keeps_the_newest(root: Path) -> None:
+    for number in range(partial.MAX_BAD + 3):
+        with closing(begun(root, b"bad", 3, key=f"{number:04}.part")) as file:
+            file.quarantine()
+    assert private(root) == [f"{number:04}.bad" for number in range(3, partial.MAX_BAD + 3)]
+
+
+def test_quarantine_that_is_gone_is_told(root: Path) -> None:
+    with closing(begun(root, PIECE)) as file:
+        (root / ".syncd" / BIG_KEY).unlink()
+        with pytest.raises(TransferError, match="cannot be put aside"):
+            file.quarantine()
+
+
+# Arriving, where something is in the way
 
 
 def test_other_versions_of_the_same_file_are_forgotten(root: Path) -> None:
@@ -492,6 +624,302 @@ def test_failure_of_the_disk_while_publishing_is_explained(root: Path) -> None:
             file.publish(Place(Action.NEW, WHERE))
 
 
+# Replacing, where files cannot be exchanged
+
+
+@pytest.fixture(params=[errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def old_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's call that knows no flags, as on NFS and many a FUSE."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(partial, "exchange", refuse)
+    if request.param != errno.EOPNOTSUPP:
+        monkeypatch.setattr(beneath, "_renameat2", refuse)
+
+
+@pytest.mark.usefixtures("old_system")
+def test_version_is_replaced_on_any_file_system(root: Path) -> None:
+    known = existing(root)
+    with arrived(root) as file:
+        file.publish(file.choose_place(WHERE, known, DIGEST, "alice"))
+    assert files(root) == {"file.txt": CONTENT}
+    assert private(root) == []
+
+
+@pytest.mark.usefixtures("old_system")
+def test_version_that_is_gone_is_no_hindrance_on_any_file_system(root: Path) -> None:
+    known = existing(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        (root / "a" / "file.txt").unlink()
+        file.publish(place)
+    assert files(root) == {"file.txt": CONTENT}
+
+
+@pytest.mark.usefixtures("old_system")
+@pytest.mark.parametrize("rival", [False, True])
+def test_version_that_changed_in_the_last_instant_stays_on_any_file_system(
+    root: Path, monkeypatch: pytest.MonkeyPatch, rival: bool
+) -> None:
+    """And if its name is taken while it is looked at, it gets another; nothing is lost."""
+    known = existing(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        (root / "a" / "file.txt").write_bytes(b"our last word")
+        real = partial._look
+
+        def raced(name: str, directory: int) -> Identity | None:
+            if rival and ".aside." in name:
+                (root / "a" / "file.txt").write_bytes(b"rival")
+            return real(name, directory)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(partial, "_look", raced)
+            with pytest.raises(FileExistsError):
+                file.publish(place)
+        file.publish(file.choose_place(WHERE, known, DIGEST, "alice"))
+    expected = {b"our last word", CONTENT} | ({b"rival"} if rival else set())
+    assert set(files(root).values()) == expected
+    assert files(root)["file.txt"] == (b"rival" if rival else b"our last word")
+    assert private(root) == []
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_file_system_that_can_neither_exchange_nor_link_loses_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The old version is back at its place, and the new one can be offered again."""
+    known = existing(root)
+    real, calls = beneath.rename_new, 0
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    def failing(source: str, source_fd: int, target: str, target_fd: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise PermissionError(errno.EPERM, "no links here")
+        real(source, source_fd, target, target_fd)
+
+    monkeypatch.setattr(partial, "exchange", refuse)
+    monkeypatch.setattr(partial, "rename_new", failing)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        with pytest.raises(TransferError, match="no links here"):
+            file.publish(place)
+    assert files(root) == {"file.txt": b"ours"}
+    assert private(root) == [KEY]
+
+
+def test_exchange_that_fails_leaves_both_as_they_were(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = existing(root)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(partial, "exchange", refuse)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        with pytest.raises(TransferError, match="Input/output error"):
+            file.publish(place)
+    assert files(root) == {"file.txt": b"ours"}
+    assert private(root) == [KEY]
+
+
+# After a crash
+
+NOW = time.time()
+MONTH = 30 * 24 * 3600
+
+
+class Killed(BaseException):
+    """Nothing runs after this, as after kill -9."""
+
+
+def killed_while_replacing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *, call: str, after: bool, edit: bytes = b""
+) -> None:
+    """Replace a file, and die at one of the calls of it."""
+    known = existing(root)
+    real: Callable[..., None] = getattr(partial, call)
+
+    def die(*args: object) -> None:
+        if after:
+            real(*args)
+        raise Killed
+
+    file = PartialFile(root, KEY, SIZE)
+    os.pwrite(file.fd, CONTENT, 0)
+    file.blocks.update(memoryview(CONTENT))
+    file.blocks.close()
+    file.seal(MTIME)
+    place = file.choose_place(WHERE, known, DIGEST, "alice")
+    if edit:
+        (root / "a" / "file.txt").write_bytes(edit)
+    with monkeypatch.context() as patched:
+        patched.setattr(partial, call, die)
+        with pytest.raises(Killed):
+            file.publish(place)
+    os.close(file.fd)
+
+
+def test_file_that_was_about_to_replace_another_is_gone_on_with(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_while_replacing(root, monkeypatch, call="exchange", after=False)
+    assert private(root) != [KEY, f"{KEY}.blocks"]
+    assert clean(root, NOW) == []
+    assert private(root) == [KEY, f"{KEY}.blocks"]
+    with closing(PartialFile(root, KEY, SIZE)) as file:
+        assert file.prove() == SIZE
+    assert files(root) == {"file.txt": b"ours"}
+
+
+def test_version_that_was_just_replaced_is_cleared_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_while_replacing(root, monkeypatch, call="exchange", after=True)
+    assert clean(root, NOW) == []
+    assert private(root) == []
+    assert files(root) == {"file.txt": CONTENT}
+
+
+def test_last_word_that_nobody_could_keep_aside_any_more_is_found(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an offer of another version nor the start deletes it."""
+    killed_while_replacing(root, monkeypatch, call="exchange", after=True, edit=b"last word")
+    other = key_of("alice@example.org", "photos", "a/file.txt", 99, 1)
+    with closing(PartialFile(root, other, 99)) as file:
+        file.discard()
+    [found] = clean(root, NOW)
+    assert found.startswith("recovered.conflict-local-")
+    assert (root / found).read_bytes() == b"last word"
+    assert files(root) == {"file.txt": CONTENT}
+    assert private(root) == []
+
+
+def test_version_that_was_moved_out_of_the_way_is_found(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only case in which a name is gone: a crash, where files cannot be exchanged."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(partial, "exchange", refuse)
+    real = partial._look
+
+    def die(name: str, directory: int) -> Identity | None:
+        if ".aside." in name:
+            raise Killed
+        return real(name, directory)
+
+    known = existing(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        with monkeypatch.context() as patched:
+            patched.setattr(partial, "_look", die)
+            with pytest.raises(Killed):
+                file.publish(place)
+    [found] = clean(root, NOW)
+    assert (root / found).read_bytes() == b"ours"
+    assert private(root) == [KEY]
+
+
+def test_swap_whose_file_was_begun_anew_meanwhile_gives_way(root: Path) -> None:
+    PartialFile(root, KEY, SIZE).close()
+    inner = root / ".syncd" / f"{KEY}.swap.0.1.2.3"
+    inner.write_bytes(CONTENT)
+    inner.rename(inner.with_name(f"{KEY}.swap.{inner.stat().st_ino}.1.2.3"))
+    assert clean(root, NOW) == []
+    assert private(root) == [KEY]
+
+
+def test_start_clears_up_what_nobody_resumes(root: Path) -> None:
+    for key in ("0123.part", KEY):
+        begun(root, PIECE, key=key).close()
+    (root / ".syncd" / "stray.part.blocks").write_bytes(b"notes")
+    (root / ".syncd" / "note from the user").write_bytes(b"!")
+    assert clean(root, NOW) == []
+    assert private(root) == sorted([KEY, f"{KEY}.blocks", "note from the user"])
+
+
+def test_what_is_not_gone_on_with_for_a_month_is_cleared_up(root: Path) -> None:
+    """However old its content says that it is: only the time on this disk counts."""
+    with closing(begun(root, PIECE)) as file:
+        file.seal(1)
+    with closing(begun(root, PIECE, key="4567.part")) as file:
+        file.quarantine()
+    assert clean(root, time.time() + MONTH - 60) == []
+    assert private(root) == sorted([BIG_KEY, f"{BIG_KEY}.blocks", "4567.bad"])
+    assert clean(root, time.time() + MONTH + 60) == []
+    assert private(root) == []
+
+
+def test_what_another_process_receives_is_left_alone(root: Path) -> None:
+    with closing(begun(root, PIECE, key="0123.part")), closing(begun(root, PIECE)):
+        assert clean(root, time.time() + 2 * MONTH) == []
+        assert private(root) == sorted(["0123.part", BIG_KEY, f"{BIG_KEY}.blocks"])
+
+
+def test_file_that_has_its_name_already_is_no_partial_file_any_more(root: Path) -> None:
+    """Killed between link and unlink, where renaming without replacing takes both."""
+    with arrived(root):
+        (root / "a" / "file.txt").hardlink_to(root / ".syncd" / KEY)
+    assert clean(root, NOW) == []
+    assert private(root) == []
+    assert files(root) == {"file.txt": CONTENT}
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+def test_start_touches_only_plain_files(root: Path, kind: str) -> None:
+    PartialFile(root, KEY, SIZE).close()
+    place = root / ".syncd" / "0123.part"
+    match kind:
+        case "link":
+            place.symlink_to(root.parent / "outside" / "canary")
+        case "fifo":
+            os.mkfifo(place)
+        case _:
+            place.mkdir()
+    before = snapshot(root.parent)
+    assert clean(root, time.time()) == []
+    assert snapshot(root.parent) == before
+
+
+def test_linked_private_directory_is_not_cleared_up(root: Path) -> None:
+    (root.parent / "outside" / "0123.part").write_bytes(b"alive")
+    (root / ".syncd").symlink_to(root.parent / "outside")
+    before = snapshot(root.parent)
+    with pytest.raises(TransferError):
+        clean(root, NOW)
+    assert snapshot(root.parent) == before
+
+
+def test_folder_without_leftovers_is_no_failure(root: Path) -> None:
+    assert clean(root, NOW) == []
+    assert not (root / ".syncd").exists()
+
+
+def test_file_system_without_locks_is_cleared_up_by_name_and_age(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for key in ("0123.part", KEY):
+        begun(root, PIECE, key=key).close()
+    clean(root, NOW)
+    assert private(root) == [KEY, f"{KEY}.blocks"]
+
+
 # Names of conflicts
 
 
@@ -593,3 +1021,11 @@ def test_full_disk_keeps_what_had_arrived_before(full: Path) -> None:
     with pytest.raises(TransferError):
         PartialFile(full, "kept.part", 2 << 20)
     assert (full / ".syncd" / "kept.part").read_bytes() == CONTENT
+
+
+def test_room_that_is_needed_is_taken_from_the_quarantine(full: Path) -> None:
+    with closing(PartialFile(full, "0123.part", 700_000)) as file:
+        os.pwrite(file.fd, bytes(700_000), 0)
+        file.quarantine()
+    PartialFile(full, KEY, 700_000).close()
+    assert private(full) == [KEY]

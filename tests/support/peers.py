@@ -28,13 +28,20 @@ from xml.etree.ElementTree import Element
 import trio
 import trio.testing
 
-from syncd.bytestreams import s5b
+from syncd.bytestreams import ibb, s5b
+from syncd.bytestreams.inband import Inband
+from syncd.bytestreams.outgoing import Requester
+from syncd.bytestreams.proxies import Proxies
 from syncd.bytestreams.sockets import Listener, open_listener
-from syncd.disk.partial import Identity
+from syncd.disk import partial
 from syncd.errors import DeclinedError, OfflineError, StanzaError
 from syncd.transfer import si
-from syncd.transfer.receiver import Arriving, Inbox, Incoming, Known, Receiver
+from syncd.transfer.incoming import Arriving, Inbox, Incoming, Known
+from syncd.transfer.receiver import Receiver
+from syncd.transfer.sealing import Seals
 from syncd.transfer.sender import Sender, Sent, Source, Target
+from syncd.trust.pins import Pin, Policy
+from syncd.trust.signing import Identity
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_error_reply, make_iq, read_error, read_iq
 from syncd.xmpp.xml import NS_CLIENT, NS_STREAMS, StreamParser, serialise
@@ -102,6 +109,7 @@ class Server:
         self._faults: defaultdict[str, deque[Fault | StanzaError | trio.Event]] = defaultdict(
             deque
         )
+        self._changes: dict[str, Callable[[Element], None]] = {}
         self._waiters: set[_Waiter] = set()
         self._running: set[trio.CancelScope] = set()
         self._ended = trio.Event()
@@ -121,6 +129,10 @@ class Server:
     def inject(self, tag: str, *faults: Fault | StanzaError | trio.Event) -> None:
         """Decide over the next requests with this payload; an event holds one until set."""
         self._faults[tag].extend(faults)
+
+    def change(self, tag: str, changing: Callable[[Element], None]) -> None:
+        """Change every request with this payload on its way, as a hostile server may."""
+        self._changes[tag] = changing
 
     def tags(self) -> list[str]:
         """The payloads that got to a handler, in order."""
@@ -164,7 +176,9 @@ class Server:
         self._waiters.add(waiter)
         element = carried(make_iq(kind, f"id{id(waiter)}", to, payload))
         element.set("from", str(sender))
-        self._nursery.start_soon(self._deliver, read_iq(element), to, waiter)
+        if changing := self._changes.get(payload.tag):
+            changing(element[0])
+        self._deliver(read_iq(element), to, waiter)
         try:
             with trio.move_on_after(timeout):
                 return await waiter.finished()
@@ -172,7 +186,8 @@ class Server:
             self._waiters.discard(waiter)
         raise OfflineError(f"{to} gave no answer for {timeout:.0f} s")
 
-    async def _deliver(self, iq: Iq, to: JID, waiter: _Waiter) -> None:
+    def _deliver(self, iq: Iq, to: JID, waiter: _Waiter) -> None:
+        """Let a request arrive, in the order in which they were sent."""
         assert iq.payload is not None
         tag = iq.payload.tag
         fault = self._faults[tag].popleft() if self._faults[tag] else None
@@ -181,19 +196,30 @@ class Server:
             case StanzaError():
                 waiter.finish(read_iq(carried(make_error_reply(iq.element, fault))))
                 return
-            case trio.Event():
-                await fault.wait()
             case Fault.LOSE_REQUEST:
                 self.break_stream()
                 return
             case Fault.TWICE:
-                self._nursery.start_soon(self._handle, iq, to)
+                self._nursery.start_soon(self._answer, waiter, self._called(iq, to))
             case Fault.BREAK_MEANWHILE:
                 self._nursery.start_soon(self._break_meanwhile)
             case _:
                 pass
-        reply = await self._handle(iq, to)
-        if fault is Fault.LOSE_ANSWER:
+        if isinstance(fault, trio.Event):
+            self._nursery.start_soon(self._hold, fault, iq, to, waiter)
+            return
+        losing = fault is Fault.LOSE_ANSWER
+        self._nursery.start_soon(self._answer, waiter, self._called(iq, to), losing)
+
+    async def _hold(self, until: trio.Event, iq: Iq, to: JID, waiter: _Waiter) -> None:
+        await until.wait()
+        await self._answer(waiter, self._called(iq, to))
+
+    async def _answer(
+        self, waiter: _Waiter, handling: Awaitable[Element | None], losing: bool = False
+    ) -> None:
+        reply = await handling
+        if losing:
             self.break_stream()
         elif reply is not None:
             waiter.finish(read_iq(reply))
@@ -202,15 +228,27 @@ class Server:
         await trio.testing.wait_all_tasks_blocked(0.02)
         self.break_stream()
 
-    async def _handle(self, iq: Iq, to: JID) -> Element | None:
+    def _called(self, iq: Iq, to: JID) -> Awaitable[Element | None]:
+        """Call the handler at once, as a session does, and wait for it later."""
         assert iq.payload is not None
         handler = self._handlers.get(to, {}).get(iq.payload.tag, _nobody)
         exchange = Exchange(iq.payload.tag, iq.payload)
         self.exchanges.append(exchange)
+        try:
+            answering: Awaitable[Element | None] | StanzaError = handler(iq)
+        except StanzaError as error:
+            answering = error
+        return self._handle(iq, exchange, answering)
+
+    async def _handle(
+        self, iq: Iq, exchange: Exchange, answering: Awaitable[Element | None] | StanzaError
+    ) -> Element | None:
         with trio.CancelScope() as scope:
             self._running.add(scope)
             try:
-                payload = await handler(iq)
+                if isinstance(answering, StanzaError):
+                    raise answering
+                payload = await answering
                 children = [] if payload is None else [payload]
                 reply = make_iq("result", iq.id, iq.sender, *children)
             except StanzaError as error:
@@ -282,6 +320,7 @@ class Relay:
         self._hold_at: int | None = None
         self._flip_at: int | None = None
         self._surplus = b""
+        self._copy: bytearray | None = None
         self.port = 0
         self.passed = 0
         self.reached = trio.Event()
@@ -335,6 +374,8 @@ class Relay:
             stops = [stop for stop in (self._cut_at, self._hold_at) if stop is not None]
             for part in _parts(data, [stop - position for stop in stops]):
                 await target.send_all(self._forged(part, position))
+                if self._copy is not None and position >= 0:
+                    self._copy += part
                 position += len(part)
                 self.passed += max(0, min(len(part), position))
                 if position == self._cut_at:
@@ -343,6 +384,11 @@ class Relay:
                     self.reached.set()
                     await self.resume.wait()
         await target.send_all(self._surplus)
+
+    def listen_in(self) -> bytearray:
+        """Keep a copy of what passes from now on, without the greeting."""
+        self._copy = bytearray()
+        return self._copy
 
     def _forged(self, data: bytes, position: int) -> bytes:
         if self._flip_at is None or not position <= self._flip_at < position + len(data):
@@ -375,11 +421,19 @@ class Peers:
       incoming: Every transfer that Bob accepted, in order.
       sending: The progress of every transfer that Alice began, in order.
       online: What both ends know of themselves.
+      pins: What each end has stored of the other's keys, by whose and about whom.
+      seals: What each end decides by; empty if nothing is sealed.
       on_arriving: Run when Bob's journal is told of a file, right before it gets its name.
     """
 
     def __init__(
-        self, root: Path, nursery: trio.Nursery, handling: trio.Nursery, listener: Listener
+        self,
+        root: Path,
+        nursery: trio.Nursery,
+        handling: trio.Nursery,
+        listener: Listener,
+        *,
+        sealed: bool,
     ) -> None:
         self.source, self.folder, self.inbox = root / "source", root / "folder", root / "inbox"
         for path in (self.source, self.folder, self.inbox):
@@ -395,22 +449,54 @@ class Peers:
         self.sending: list[Progress] = []
         self.online = True
         self.on_arriving: Callable[[Arriving], Awaitable[None]] = _nothing
+        self.pins: dict[tuple[JID, JID], Pin] = {}
+        self.seals: dict[JID, Seals] = {}
+        for jid in (ALICE.bare, BOB.bare) if sealed else ():
+            self.seals[jid] = self.make_seals(jid)
         self.sender = self.make_sender(listener)
         self.receiver = self._start_receiver()
 
-    def make_sender(self, listener: Listener | None) -> Sender:
-        """Make a sending end at Alice's."""
+    def make_seals(
+        self, own: JID, identity: Identity | None = None, policy: Policy = Policy.PREFERRED
+    ) -> Seals:
+        """What one end seals by, with a new key unless one is given."""
+
+        async def read(peer: JID) -> Pin | None:
+            await trio.lowlevel.checkpoint()
+            return self.pins.get((own, peer))
+
+        async def write(peer: JID, pin: Pin) -> None:
+            await trio.lowlevel.checkpoint()
+            self.pins[own, peer] = pin
+
+        return Seals(identity or Identity.generate(), policy, read_pin=read, write_pin=write)
+
+    def make_sender(self, listener: Listener | None, *, inband: bool = True) -> Sender:
+        """Make a sending end at Alice's.
+
+        Args:
+          listener: For direct connections; None if there are none.
+          inband: Whether it may go through the server.
+        """
 
         async def request(kind: IqType, to: JID | None, payload: Element, timeout: float) -> Iq:
             return await self.server.request(ALICE, kind, to, payload, timeout)
 
-        return Sender(
+        requester = Requester(
             request=request,
             own_jid=lambda: ALICE if self.online else None,
-            wait_online=self.server.wait_online,
             listener=listener,
-            streamhosts=lambda: [("127.0.0.1", self.relay.port)],
+            advertised=lambda: [("127.0.0.1", self.relay.port)],
+            proxies=Proxies((), ALICE.domain),
+        )
+        return Sender(
+            request=request,
+            wait_online=self.server.wait_online,
+            requester=requester,
+            inband=Inband(request, max_block=lambda: ibb.MAX_BLOCK) if inband else None,
             watch=self._watch_outgoing,
+            own_jid=lambda: ALICE if self.online else None,
+            seals=self.seals.get(ALICE.bare),
         )
 
     async def restart_receiver(self) -> None:
@@ -424,12 +510,18 @@ class Peers:
         await self._stopped.wait()
 
     def _start_receiver(self) -> Receiver:
+        async def request(kind: IqType, to: JID | None, payload: Element, timeout: float) -> Iq:
+            return await self.server.request(BOB, kind, to, payload, timeout)
+
+        inband = Inband(request, max_block=lambda: ibb.MAX_BLOCK)
         receiver = Receiver(
             own_jid=lambda: BOB if self.online else None,
             inbox_for=self._inbox_for,
             known=self._known,
             arriving=self._arriving,
             watch=self._watch_incoming,
+            inband=inband,
+            seals=self.seals.get(BOB.bare),
         )
         self.server.attach(
             BOB,
@@ -437,6 +529,9 @@ class Peers:
                 si.SI: receiver.on_offer,
                 s5b.TAG: receiver.on_bytestream,
                 si.FINISH: receiver.on_finish,
+                ibb.OPEN: inband.on_open,
+                ibb.DATA: inband.on_data,
+                ibb.CLOSE: inband.on_close,
             },
         )
         self._receiving, self._stopped = trio.CancelScope(), trio.Event()
@@ -489,12 +584,13 @@ class Peers:
 
     def found(self, path: str) -> Source:
         """What Alice's folder has under a path now."""
-        version = Identity.of((self.source / path).stat())
+        version = partial.Identity.of((self.source / path).stat())
         return Source(root=self.source, folder=FOLDER, path=path, version=version)
 
     async def send(self, source: Source, *, is_syncd: bool = True) -> Sent:
         """Send a file from Alice to Bob."""
-        return await self.sender.send(source, Target(jid=BOB, is_syncd=is_syncd))
+        target = Target(jid=BOB, is_syncd=is_syncd, can_seal=is_syncd and bool(self.seals))
+        return await self.sender.send(source, target)
 
     async def settled(self) -> None:
         """Wait until every transfer that Bob accepted has ended."""
@@ -506,7 +602,13 @@ class Peers:
         return await self.server.request(sender, kind, BOB, payload, PATIENCE)
 
     def partials(self) -> list[Path]:
-        """Partial files at Bob's."""
+        """Partial files at Bob's, without what is noted about them."""
+        return sorted(
+            path for root in (self.folder, self.inbox) for path in root.glob(".syncd/*.part")
+        )
+
+    def leftovers(self) -> list[Path]:
+        """Everything in Bob's private directories."""
         return sorted(
             path for root in (self.folder, self.inbox) for path in root.glob(".syncd/*")
         )
@@ -522,15 +624,15 @@ class Peers:
 
 
 @contextlib.asynccontextmanager
-async def open_peers(root: Path) -> AsyncIterator[Peers]:
-    """Set up both ends below a directory.
+async def open_peers(root: Path, *, sealed: bool = False) -> AsyncIterator[Peers]:
+    """Set up both ends below a directory; the bytes between them are sealed, or plain.
 
     At the end every request must have had exactly one answer, unless its stream broke.
     """
     with trio.fail_after(PATIENCE):
         async with open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
             async with trio.open_nursery() as handling:
-                peers = Peers(root, nursery, handling, listener)
+                peers = Peers(root, nursery, handling, listener, sealed=sealed)
                 await nursery.start(peers.relay.serve)
                 yield peers
                 await peers.stop_receiver()

@@ -1,14 +1,20 @@
+import hashlib
 import os
+import random
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 import trio
 from blake3 import blake3
 
+from syncd.disk.blocks import MIN_BLOCK
+from syncd.disk.partial import PartialFile, key_of
 from syncd.errors import (
     ChangedError,
     ErrorType,
@@ -19,27 +25,14 @@ from syncd.errors import (
     TruncatedError,
 )
 from syncd.transfer import pump
-from syncd.transfer.pump import CHUNK, Progress, hash_prefix, receive, send
+from syncd.transfer.datathread import CHUNK
+from syncd.transfer.pump import Progress, hash_prefix, prove, receive, send
+from tests.support.processes import until as looking_until
 from tests.support.steps import cancelled_at, open_sockets
+from tests.support.tcp import connection, pattern, until
 
 # Reset instead of an orderly end, when the socket is closed.
 RESET = b"\1\0\0\0" + bytes(4)
-
-
-def pattern(size: int) -> bytes:
-    """Bytes of which no two places look alike."""
-    return blake3(b"pattern").digest(size)
-
-
-@asynccontextmanager
-async def connection() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
-    """Two ends of a TCP connection over the loopback."""
-    (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listening:
-        one = await trio.testing.open_stream_to_socket_listener(listening)
-        other = await listening.accept()
-    async with one, other:
-        yield one, other
 
 
 @pytest.fixture
@@ -59,13 +52,6 @@ def open_file(tmp_path: Path) -> Iterator[Callable[..., int]]:
 
 def content(fd: int) -> bytes:
     return os.pread(fd, 1 << 30, 0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what a thread or the kernel does, for at most some real seconds."""
-    with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 - a thread at work sets no Event
-            await trio.sleep(0.001)
 
 
 @pytest.mark.parametrize("sender_hashes", [False, True])
@@ -486,6 +472,132 @@ async def test_a_bug_in_the_thread_is_not_hidden(open_file: Callable[..., int]) 
     with pytest.raises(ZeroDivisionError):
         await hash_prefix(source, 1, Broken())
     assert not issubclass(ZeroDivisionError, SyncdError)
+
+
+async def test_several_hashers_take_in_the_same(open_file: Callable[..., int]) -> None:
+    hashers = blake3(), hashlib.md5()
+    await hash_prefix(open_file("source", pattern(CHUNK + 5)), CHUNK + 5, pump.Hashers(hashers))
+    assert hashers[0].digest() == blake3(pattern(CHUNK + 5)).digest()
+    assert hashers[1].digest() == hashlib.md5(pattern(CHUNK + 5)).digest()
+
+
+# Going on
+
+
+async def test_what_has_arrived_is_proved_and_gone_on_from(
+    tmp_path: Path, open_file: Callable[..., int]
+) -> None:
+    whole = pattern(300_000)
+    source = open_file("source", whole)
+    key = key_of("a@b", "f", "p", len(whole), 1)
+    for cut in (100_000, 250_000, 300_000):
+        with closing(PartialFile(tmp_path, key, len(whole))) as partial:
+            start = await prove(partial)
+            assert start == partial.offset == {100_000: 0, 250_000: 100_000}.get(cut, 250_000)
+            progress = Progress()
+            async with connection() as (a, b):
+                await send(
+                    a,
+                    source,
+                    offset=start,
+                    length=cut - start,
+                    hasher=None,
+                    progress=Progress(),
+                )
+                await a.aclose()
+                with pytest.raises(TruncatedError) if cut < 300_000 else nullcontext():
+                    await receive(
+                        b,
+                        partial.fd,
+                        offset=start,
+                        length=len(whole) - start,
+                        hasher=partial.blocks,
+                        progress=progress,
+                    )
+            assert progress.offset == cut
+            assert partial.blocks.digest() == blake3(whole[:cut]).digest()
+    assert (tmp_path / ".syncd" / key).read_bytes() == whole
+
+
+async def test_proving_can_be_cancelled(tmp_path: Path) -> None:
+    class Huge(PartialFile):
+        """As one of terabytes, whose blocks are all there."""
+
+        def prove(self, stopped: Callable[[], bool] = bool) -> int:
+            while not stopped():
+                os.pread(self.fd, 1, 0)
+            return 0
+
+    with closing(Huge(tmp_path, key_of("a@b", "f", "p", 1, 1), 1)) as partial:
+        with trio.move_on_after(0.05) as scope:
+            await prove(partial)
+        assert scope.cancelled_caught
+    assert pump.data_limiter().borrowed_tokens == 0
+
+
+RECEIVER = """
+import socket, sys, trio
+from pathlib import Path
+from syncd.disk import blocks
+from syncd.disk.partial import PartialFile
+from syncd.transfer import pump
+
+async def main(root, key, size, port):
+    # Each attempt is short here, and the moment in which none is worth a note is most of it.
+    blocks.FIRST_MOMENT = 0.0
+    partial = PartialFile(root, key, size)
+    claimed = partial.offset
+    start = await pump.prove(partial)
+    print(claimed, start, flush=True)
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    await pump.receive(
+        stream, partial.fd, offset=start, length=size - start, hasher=partial.blocks,
+        progress=pump.Progress(),
+    )
+    partial.seal(None)
+    print(partial.blocks.digest().hex(), flush=True)
+
+trio.run(main, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+"""
+
+
+def until_size(path: Path, size: int) -> None:
+    looking_until(lambda: path.stat().st_size == size, f"{size} bytes")
+
+
+def test_receiver_that_is_killed_loses_next_to_nothing(tmp_path: Path) -> None:
+    """A real one, with -9, again and again until the file is there."""
+    size = 8_000_000
+    whole = pattern(size)
+    key = key_of("a@b", "f", "p", size, 1)
+    part = tmp_path / ".syncd" / key
+    dice = random.Random(4)
+    ends = [*sorted(dice.randrange(size) for _ in range(6)), size]
+    start = 0
+    for end in ends:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+            with subprocess.Popen(
+                [sys.executable, "-c", RECEIVER, str(tmp_path), key, str(size), port],
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as receiver:
+                assert receiver.stdout is not None
+                claimed, proved = map(int, receiver.stdout.readline().split())
+                # What it claimed before looking was right, and what was lost is less than a
+                # block, and what one read of it had put on the disk before the note.
+                assert claimed == proved
+                assert start - MIN_BLOCK - CHUNK < proved <= start
+                with server.accept()[0] as wire:
+                    wire.sendall(whole[proved:end])
+                    if end == size:
+                        digest = receiver.stdout.readline().strip()
+                    else:
+                        until_size(part, end)
+                        receiver.kill()
+        start = end
+    assert digest == blake3(whole).hexdigest()
+    assert part.read_bytes() == whole
 
 
 def test_progress_shows_where_it_is() -> None:

@@ -9,7 +9,7 @@ import blake3
 import pytest
 import trio
 
-from syncd.bytestreams import s5b
+from syncd.bytestreams import ibb, s5b
 from syncd.errors import (
     BytestreamError,
     ChangedError,
@@ -23,7 +23,7 @@ from syncd.errors import (
     TransferError,
 )
 from syncd.transfer import sender, si
-from syncd.transfer.sender import Sent, Target
+from syncd.transfer.sender import Sender, Sent, Target
 from tests.support.peers import ALICE, BOB, Fault, Peers, open_files, open_peers
 from tests.support.steps import cancelled_at
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from syncd.transfer.sender import Source
     from syncd.xmpp.stanza import Iq
+
+TO_BOB = Target(jid=BOB, is_syncd=True)
 
 MIB = 1 << 20  # bytes
 # More than the kernel keeps between two ends, so that a sender can be caught in the middle.
@@ -46,6 +48,11 @@ def content(size: int) -> bytes:
 
 def digest(data: bytes) -> bytes:
     return blake3.blake3(data).digest()
+
+
+def only_direct(peers: Peers) -> Sender:
+    """Alice, who sends nothing through the server."""
+    return peers.make_sender(peers.listener, inband=False)
 
 
 def offered(peers: Peers, number: int = 0) -> si.Offer:
@@ -107,18 +114,19 @@ async def test_plain_client_gets_a_plain_offer_and_cannot_confirm(tmp_path: Path
         assert (offer.name, offer.size, offer.ranged, offer.sync) == (
             "a.raw",
             MIB,
-            False,
+            True,
             None,
         )
         assert peers.server.tags() == [si.SI, s5b.TAG]
         assert peers.received() == {"a.raw": data}
 
 
-async def test_plain_client_gets_a_bytestream_for_an_empty_file_too(tmp_path: Path) -> None:
+async def test_plain_client_gets_an_empty_file_through_the_server(tmp_path: Path) -> None:
+    """Over SOCKS5 most of them wait for a byte for ever."""
     async with open_peers(tmp_path) as peers:
         await peers.send(peers.write("empty", b""), is_syncd=False)
         await peers.settled()
-        assert peers.server.tags() == [si.SI, s5b.TAG]
+        assert peers.server.tags() == [si.SI, ibb.OPEN, ibb.CLOSE]
         assert peers.received() == {"empty": b""}
 
 
@@ -490,7 +498,7 @@ async def test_target_that_cannot_connect_says_where_it_tried(tmp_path: Path) ->
     async with open_peers(tmp_path) as peers:
         peers.server.inject(s5b.TAG, StanzaError(ErrorType.CANCEL, "item-not-found"))
         with pytest.raises(BytestreamError) as caught:
-            await peers.send(peers.write("a", b"x"))
+            await only_direct(peers).send(peers.write("a", b"x"), TO_BOB)
         assert f"127.0.0.1:{peers.relay.port}" in str(caught.value)
         assert "bytestreams.advertise" in caught.value.hint
         assert peers.listener._expected == {}
@@ -514,15 +522,13 @@ async def test_target_that_uses_what_was_not_offered_is_at_fault(tmp_path: Path)
             await peers.send(peers.write("a", b"x"))
 
 
-async def test_without_a_listener_there_is_no_way_yet(tmp_path: Path) -> None:
+async def test_without_any_way_nothing_is_offered(tmp_path: Path) -> None:
     async with open_peers(tmp_path) as peers:
-        without = peers.make_sender(None)
-        target = Target(jid=BOB, is_syncd=True)
+        without = peers.make_sender(None, inband=False)
         with pytest.raises(BytestreamError) as caught:
-            await without.send(peers.write("a", b"x"), target)
+            await without.send(peers.write("a", b"x"), TO_BOB)
         assert "bytestreams.direct" in caught.value.hint
-        # What needs no bytestream goes through all the same.
-        assert (await without.send(peers.write("empty", b""), target)).confirmed
+        assert peers.server.tags() == []
 
 
 async def test_our_own_outage_is_no_fault_of_the_way(tmp_path: Path) -> None:
@@ -615,8 +621,9 @@ async def test_failed_sends_leave_no_descriptor_open(tmp_path: Path) -> None:
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", b"x")
         before = open_files()
-        for tag in (si.SI, s5b.TAG):
-            peers.server.inject(tag, StanzaError(ErrorType.CANCEL, "not-allowed"))
+        for tags in ((si.SI,), (s5b.TAG, ibb.OPEN, ibb.OPEN), (s5b.TAG, ibb.DATA)):
+            for tag in tags:
+                peers.server.inject(tag, StanzaError(ErrorType.CANCEL, "not-allowed"))
             with pytest.raises(TransferError):
                 await peers.send(source)
         await peers.stop_receiver()

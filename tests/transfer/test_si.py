@@ -372,7 +372,8 @@ def test_answer_is_the_example_of_the_specification() -> None:
     """XEP-0096 section 4: no <file/>, which is fatal to Smack."""
     assert written(si.make_answer(si.Answer(method=si.BYTESTREAMS), OFFER)) == (
         f"<si xmlns='{si.NS_SI}'><feature xmlns='{si.NS_FEATURE}'>"
-        f"<x xmlns='{si.NS_DATA}' type='submit'><field var='stream-method'>"
+        f"<x xmlns='{si.NS_DATA}' type='submit'>"
+        "<field var='stream-method' type='list-single'>"
         f"<value>{si.BYTESTREAMS}</value></field></x></feature></si>"
     )
 

@@ -1,0 +1,241 @@
+"""An accepted offer, and the requests about it that its task answers.
+
+The iq handlers run as children of the stream and are cancelled with it; the transfer's task
+runs beside. A `Mailbox` carries a request from the one to the other, and the answer back.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from syncd.errors import ErrorType, StanzaError, TransferError
+from syncd.transfer import pump
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from xml.etree.ElementTree import Element
+
+    from syncd.disk.partial import Identity, PartialFile
+    from syncd.transfer import si
+    from syncd.transfer.sealing import Seal
+    from syncd.trust import handshake
+    from syncd.xmpp.jid import JID
+
+log = logging.getLogger(__name__)
+
+# How much of what we have a plain client is asked to send again: it may ignore where to begin,
+# and then these bytes are those of the beginning.
+OVERLAP = 65_536  # bytes
+# A bytestream is opened once, and once more when the first way failed; a receipt is asked for
+# again when the stream broke. More at a time is no honest peer's.
+MAX_ASKED = 4  # requests about one transfer that wait for its task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbox:
+    """Where a peer's files go.
+
+    Attributes:
+      root: The folder on disk.
+      folder: Its id; empty for the inbox of ordinary clients.
+    """
+
+    root: Path
+    folder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the journal knows of a file that lies in a folder because it arrived there.
+
+    Attributes:
+      peer: Who sent it, bare.
+      identity: The file as we put it there.
+      source_size, source_mtime_ns: The version as the sender described it.
+      digest: BLAKE3, 32 bytes.
+    """
+
+    peer: JID
+    identity: Identity
+    source_size: int
+    source_mtime_ns: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arriving:
+    """A file that is about to get its final name.
+
+    Attributes:
+      inbox: Where.
+      path: Below the folder.
+      known: What the journal shall know of it from now on.
+    """
+
+    inbox: Inbox
+    path: str
+    known: Known
+
+
+@dataclass(slots=True)
+class Call:
+    """A request that a transfer's task answers."""
+
+    payload: Element
+    done: trio.Event = field(default_factory=trio.Event)
+    result: Element | None = None
+    error: StanzaError | None = None
+
+    def answer(self, result: Element) -> None:
+        """Answer it; the first answer counts."""
+        if not self.done.is_set():
+            self.result = result
+            self.done.set()
+
+    def fail(self, error: StanzaError) -> None:
+        """Refuse it, unless it is answered already."""
+        if not self.done.is_set():
+            self.error = error
+            self.done.set()
+
+
+class Mailbox:
+    """Hands requests, one at a time, to the task that answers them."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[Call](MAX_ASKED)
+        self._current: Call | None = None
+
+    async def ask(self, payload: Element) -> Element:
+        """Wait for the task's answer; called by the iq handler.
+
+        Raises:
+          StanzaError: The task refuses, has ended, or has too many requests already.
+        """
+        call = Call(payload)
+        try:
+            self._send.send_nowait(call)
+        except (trio.WouldBlock, trio.BrokenResourceError) as error:
+            raise StanzaError(ErrorType.CANCEL, "item-not-found", "no such transfer") from error
+        await call.done.wait()
+        if call.result is None:
+            assert call.error is not None
+            raise call.error
+        return call.result
+
+    async def next(self) -> Call:
+        """Wait for a request; called by the task."""
+        self._current = await self._receive.receive()
+        return self._current
+
+    def close(self, error: StanzaError) -> None:
+        """Refuse what has no answer yet, also what the task was cancelled over."""
+        if self._current is not None:
+            self._current.fail(error)
+        with suppress(trio.WouldBlock):
+            while True:
+                self._receive.receive_nowait().fail(error)
+        self._receive.close()
+
+
+def is_resumable(offer: si.Offer) -> bool:
+    """Whether another offer of the same file can go on where this one ends."""
+    if offer.sync is not None:
+        return True
+    # Of a plain client the beginning is asked for twice, so it must be worth it.
+    return offer.ranged and offer.size is not None and offer.size > 2 * OVERLAP
+
+
+def _start(offer: si.Offer, partial: PartialFile | None) -> int:
+    if partial is None:
+        return offer.size or 0
+    if not offer.ranged:
+        return 0
+    return partial.offset if offer.sync else max(0, partial.offset - OVERLAP)
+
+
+class Incoming:
+    """One accepted offer, from acceptance to receipt.
+
+    Args:
+      sender: Full JID.
+      offer: As it came.
+      inbox: Where the file goes.
+      components: Its path there, checked.
+      partial: What has arrived, or None if nothing is to come.
+      present: The journal knows the file to be there already.
+      sealed: The sender's signed half of the seal; None for plain bytes.
+
+    Attributes:
+      size: Of the whole file, bytes; None if the sender does not know.
+      start: Where the sender is asked to begin, bytes.
+      progress: How far it is.
+      opening: Asks for a SOCKS5 bytestream wait here.
+      finishing: Questions for the receipt wait here.
+      seal: Both halves, once we have answered.
+      listening: Set once the sender may open a bytestream, in whatever way.
+      scope: Ends the transfer when it is cancelled.
+      ended: Set when nothing of it runs any more.
+    """
+
+    def __init__(
+        self,
+        sender: JID,
+        offer: si.Offer,
+        inbox: Inbox,
+        components: tuple[str, ...],
+        partial: PartialFile | None,
+        present: Known | None,
+        sealed: handshake.Offer | None = None,
+    ) -> None:
+        self.sender = sender
+        self.offer = offer
+        self.inbox = inbox
+        self.components = components
+        self.partial = partial
+        self.present = present
+        self.size = offer.size
+        self.start = _start(offer, partial)
+        self.progress = pump.Progress(partial.offset if partial else offer.size or 0)
+        self.opening = Mailbox()
+        self.finishing = Mailbox()
+        self.sealed = sealed
+        self.seal: Seal | None = None
+        self.listening = trio.Event()
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Incoming {self.path!r} from {self.sender}>"
+
+    @property
+    def path(self) -> str:
+        """The path below the folder."""
+        return "/".join(self.components)
+
+    @property
+    def slot(self) -> tuple[JID, str, str]:
+        """What two transfers must not share: one sender's one file in one folder."""
+        return self.sender.bare, self.inbox.folder, self.path
+
+    @property
+    def resumable(self) -> bool:
+        """Whether what has arrived is of use to a later offer."""
+        return is_resumable(self.offer)
+
+    def close(self) -> None:
+        """Let go of the file; keep what has arrived, if it can be resumed."""
+        if self.partial is None:
+            return
+        self.partial.close()
+        if not self.resumable:
+            try:
+                self.partial.discard()
+            except TransferError as error:
+                # The folder may be gone altogether, which must not end the daemon.
+                log.warning("%s", error)

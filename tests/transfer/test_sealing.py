@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import blake3
+import pytest
+
+from syncd.bytestreams import ibb, s5b
+from syncd.errors import DeclinedError, ErrorType, TransferError
+from syncd.transfer import si
+from syncd.transfer.sender import Sent, Target
+from syncd.trust.pins import Pin, Policy
+from syncd.trust.signing import Identity
+from tests.support.peers import ALICE, BOB, Fault, Peers, open_peers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from xml.etree.ElementTree import Element
+
+MIB = 1 << 20  # bytes
+
+
+def content(size: int) -> bytes:
+    """Bytes that are the same nowhere else in the file."""
+    return blake3.blake3(b"%d" % size).digest(length=size)
+
+
+def sealed(data: bytes) -> Sent:
+    return Sent(confirmed=True, digest=blake3.blake3(data).digest(), sealed=True)
+
+
+# Sealed transfers are as whole as plain ones
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 5 * MIB])
+async def test_sealed_file_arrives_whole(tmp_path: Path, size: int) -> None:
+    data = content(size)
+    async with open_peers(tmp_path, sealed=True) as peers:
+        assert await peers.send(peers.write("a/b", data)) == sealed(data)
+        assert peers.received() == {"a/b": data}
+
+
+async def test_nothing_of_the_file_is_seen_on_the_way(tmp_path: Path) -> None:
+    """Not even that a file of zeros holds zeros; and more bytes pass than it has."""
+    data = bytes(2 * MIB)
+    async with open_peers(tmp_path, sealed=True) as peers:
+        seen = peers.relay.listen_in()
+        await peers.send(peers.write("a", data))
+        assert peers.relay.passed > len(data)
+        assert bytes(64) not in seen
+
+
+async def test_sealed_file_goes_through_the_server_as_well(tmp_path: Path) -> None:
+    data = content(300_000)
+    async with open_peers(tmp_path, sealed=True) as peers:
+        only_inband = peers.make_sender(None)
+        target = Target(jid=BOB, is_syncd=True, can_seal=True)
+        assert await only_inband.send(peers.write("a", data), target) == sealed(data)
+        assert peers.received() == {"a": data}
+        assert ibb.DATA in peers.server.tags()
+        assert s5b.TAG not in peers.server.tags()
+
+
+async def test_sealed_file_that_was_cut_goes_on_under_a_key_of_its_own(tmp_path: Path) -> None:
+    data = content(8 * MIB)
+    async with open_peers(tmp_path, sealed=True) as peers:
+        source = peers.write("a", data)
+        peers.relay.cut_at(3 * MIB)
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        peers.relay.cut_at(None)
+        assert await peers.send(source) == sealed(data)
+        assert peers.received() == {"a": data}
+        keys = {answer.seal["key"] for answer in answers(peers) if answer.seal}
+        assert len(keys) == 2
+        [first, second] = [answer.offset for answer in answers(peers)]
+        # What was authenticated is kept: whole segments, less than one of them lost.
+        assert first == 0
+        assert 3 * MIB - 3 * 65_552 <= second <= 3 * MIB
+
+
+async def test_receipt_that_is_lost_is_the_same_when_it_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.server.inject(si.FINISH, Fault.LOSE_ANSWER)
+        assert (await peers.send(peers.write("a", b"content"))).confirmed
+
+
+async def test_file_that_is_there_already_is_confirmed_with_a_signature(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        source = peers.write("a", b"content")
+        await peers.send(source)
+        await peers.restart_receiver()
+        assert await peers.send(source) == sealed(b"content")
+        assert peers.server.tags().count(s5b.TAG) == 1
+
+
+def answers(peers: Peers) -> list[si.Answer]:
+    found = []
+    for exchange in peers.server.exchanges:
+        if exchange.tag == si.SI:
+            [answer] = exchange.answers
+            found.append(si.read_answer(answer[0], si.read_offer(exchange.payload)))
+    return found
+
+
+# Who is in between changes nothing unnoticed
+
+
+@pytest.mark.parametrize("position", [0, 200, 1_300, 70_000, MIB - 1])
+async def test_byte_that_is_changed_on_the_way_delivers_nothing(
+    tmp_path: Path, position: int
+) -> None:
+    data = content(MIB)
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.relay.flip_at(position)
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a", data))
+        await peers.settled()
+        assert (peers.received(), peers.arrived) == ({}, [])
+        # Nor is a wrong byte kept to go on from.
+        for partial in peers.partials():
+            assert data.startswith(partial.read_bytes())
+
+
+@pytest.mark.parametrize("attribute", ["identity", "kems", "signature"])
+async def test_offer_that_was_changed_on_the_way_is_refused(
+    tmp_path: Path, attribute: str
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.server.change(si.SI, lambda si_element: spoil(si_element, attribute))
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a", b"x"))
+        assert peers.pins == {}
+        assert peers.partials() == []
+
+
+@pytest.mark.parametrize("what", ["path", "folder", "mtime-ns"])
+async def test_terms_that_were_changed_on_the_way_are_refused(
+    tmp_path: Path, what: str
+) -> None:
+    """A server cannot send a file to another name, or make it look younger."""
+    values = {"path": "b", "folder": "", "mtime-ns": "1"}
+
+    def change(element: Element) -> None:
+        sync = element.find(si.SYNC)
+        assert sync is not None
+        if what == "folder":
+            element.remove(sync)
+        else:
+            sync.set(what, values[what])
+
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.server.change(si.SI, change)
+        with pytest.raises(TransferError, match="changed on its way"):
+            await peers.send(peers.write("a", b"x"))
+        assert (peers.received(), peers.pins) == ({}, {})
+
+
+async def test_server_cannot_say_that_a_file_has_arrived(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.server.change(si.FINISH, lambda finish: finish.set("signature", "A" * 86 + "=="))
+        with pytest.raises(TransferError, match="signed"):
+            await peers.send(peers.write("a", b"x"))
+        await peers.settled()
+        assert peers.received() == {}
+
+
+def spoil(element: Element, attribute: str) -> None:
+    seal = element.find(si.SEAL)
+    assert seal is not None
+    value = seal.get(attribute, "")
+    seal.set(attribute, ("B" if value[0] == "A" else "A") + value[1:])
+
+
+# Keys
+
+
+async def test_first_key_is_pinned_at_both_ends(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("a", b"x"))
+        assert {own: pin.trust for own, pin in peers.pins.items()} == {
+            (ALICE.bare, BOB.bare): "unverified",
+            (BOB.bare, ALICE.bare): "unverified",
+        }
+
+
+async def test_changed_key_of_the_sender_stops_the_receiver(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("a", b"x"))
+        peers.seals[ALICE.bare] = peers.make_seals(ALICE.bare)
+        peers.sender = peers.make_sender(peers.listener)
+        with pytest.raises(DeclinedError, match="another key than before"):
+            await peers.send(peers.write("b", b"y"))
+        assert peers.received() == {"a": b"x"}
+
+
+async def test_changed_key_of_the_receiver_stops_the_sender(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("a", b"x"))
+        peers.seals[BOB.bare] = peers.make_seals(BOB.bare)
+        await peers.restart_receiver()
+        with pytest.raises(TransferError, match="another key than before") as caught:
+            await peers.send(peers.write("b", b"y"))
+        assert caught.value.type == ErrorType.AUTH
+        assert "syncctl peer reset-key bob@example.org" in caught.value.hint
+        assert s5b.TAG not in peers.server.tags()[3:]
+
+
+async def test_key_that_the_old_one_has_signed_takes_its_place(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        old = Identity.generate()
+        peers.seals[ALICE.bare] = peers.make_seals(ALICE.bare, old)
+        peers.sender = peers.make_sender(peers.listener)
+        await peers.send(peers.write("a", b"x"))
+        new = old.succeeded_by(secrets.token_bytes(32))
+        peers.seals[ALICE.bare] = peers.make_seals(ALICE.bare, new)
+        peers.sender = peers.make_sender(peers.listener)
+        assert (await peers.send(peers.write("b", b"y"))).sealed
+        assert peers.pins[BOB.bare, ALICE.bare].key == new.public
+
+
+# Plain only where that is wanted
+
+
+async def test_peer_that_never_showed_a_key_gets_plain_bytes_if_that_is_allowed(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        plain = Target(jid=BOB, is_syncd=True, can_seal=False)
+        sent = await peers.sender.send(peers.write("a", b"x"), plain)
+        assert (sent.confirmed, sent.sealed) == (True, False)
+
+
+async def test_peer_that_has_shown_a_key_never_gets_plain_bytes_again(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("a", b"x"))
+        asked = len(peers.server.tags())
+        for is_syncd in (True, False):
+            plain = Target(jid=BOB, is_syncd=is_syncd, can_seal=False)
+            with pytest.raises(TransferError, match="has encrypted before"):
+                await peers.sender.send(peers.write("b", b"y"), plain)
+        assert len(peers.server.tags()) == asked
+
+
+async def test_plain_offer_of_a_peer_that_has_shown_a_key_is_refused(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("a", b"x"))
+        del peers.seals[ALICE.bare]
+        peers.sender = peers.make_sender(peers.listener)
+        with pytest.raises(DeclinedError, match="has encrypted before"):
+            await peers.sender.send(peers.write("b", b"y"), Target(jid=BOB, is_syncd=True))
+        assert peers.received() == {"a": b"x"}
+
+
+async def test_answer_without_a_seal_to_a_sealed_offer_stops_the_sender_who_has_a_key(
+    tmp_path: Path,
+) -> None:
+    """A server takes the seal out of the offer; the receiver does not know us yet."""
+
+    def strip(element: Element) -> None:
+        seal = element.find(si.SEAL)
+        assert seal is not None
+        element.remove(seal)
+
+    async with open_peers(tmp_path, sealed=True) as peers:
+        key = Identity.generate().public
+        peers.pins[ALICE.bare, BOB.bare] = Pin(key=key)
+        peers.server.change(si.SI, strip)
+        with pytest.raises(TransferError, match="has encrypted before"):
+            await peers.send(peers.write("a", b"x"))
+        assert peers.received() == {}
+
+
+@pytest.mark.parametrize("can_seal", [False, True])
+async def test_where_it_is_required_nothing_goes_out_plain(
+    tmp_path: Path, can_seal: bool
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.seals[ALICE.bare] = peers.make_seals(ALICE.bare, policy=Policy.REQUIRED)
+        peers.sender = peers.make_sender(peers.listener)
+        peers.seals[BOB.bare] = peers.make_seals(BOB.bare, policy=Policy.OFF)
+        await peers.restart_receiver()
+        target = Target(jid=BOB, is_syncd=True, can_seal=can_seal)
+        with pytest.raises(TransferError, match="encryption is required"):
+            await peers.sender.send(peers.write("a", b"x"), target)
+        assert peers.relay.passed == 0
+
+
+async def test_where_it_is_required_nothing_comes_in_plain(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.seals[BOB.bare] = peers.make_seals(BOB.bare, policy=Policy.REQUIRED)
+        await peers.restart_receiver()
+        plain = Target(jid=BOB, is_syncd=True, can_seal=False)
+        with pytest.raises(DeclinedError, match="encryption is required"):
+            await peers.sender.send(peers.write("a", b"x"), plain)
+        assert (peers.received(), peers.partials()) == ({}, [])
+
+
+async def test_blocked_peer_gets_nothing_and_sends_nothing(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.pins[ALICE.bare, BOB.bare] = Pin(key=None, blocked=True)
+        with pytest.raises(DeclinedError, match="blocked"):
+            await peers.send(peers.write("a", b"x"))
+        peers.pins = {(BOB.bare, ALICE.bare): Pin(key=None, blocked=True)}
+        with pytest.raises(DeclinedError, match="blocked"):
+            await peers.send(peers.write("a", b"x"))
+        assert peers.received() == {}
