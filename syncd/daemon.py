@@ -3,11 +3,11 @@
 ::
 
     run_daemon
-    └ services                 end last
-      ├ control server         answers syncctl
+    ├ control server           answers syncctl, first and last
+    ├ watchdog                 tells systemd that the loop turns
+    └ services                 end when the users have
       ├ listener               the one SOCKS5 port
       ├ client                 connect, run, back off, again
-      ├ watchdog               tells systemd that the loop turns
       └ users
         ├ engine               one task per folder, one per delivery
         └ receiver             one task per accepted offer
@@ -24,53 +24,47 @@ import argparse
 import contextlib
 import logging
 import os
-import re
-import secrets
 import signal
 import sys
 import time
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 import syncd
 from syncd import config as configuration
-from syncd.bytestreams import s5b
 from syncd.bytestreams.sockets import Listener, open_listener
-from syncd.control import messages
+from syncd.control.answers import Answers, Experts
 from syncd.control.escape import printable, printable_lines
 from syncd.control.server import serve
-from syncd.disk.partial import Identity
+from syncd.disk.partial import clean
 from syncd.errors import (
     ConfigError,
-    DeclinedError,
+    ErrorType,
+    JournalError,
     LockedError,
-    OfflineError,
-    StanzaError,
     SyncdError,
 )
-from syncd.link.client import Client
-from syncd.link.connect import Account
-from syncd.link.contacts import Contacts
+from syncd.keys import PeerKeys
+from syncd.links import Links, kept_name, new_resource
 from syncd.log import set_up as set_up_log
 from syncd.notify import Notifier, watchdog_interval
 from syncd.status import Reporter, Transfers
 from syncd.sync import engine as sync_engine
-from syncd.sync.journal import Arrival, open_journal
-from syncd.sync.plan import Delivery, FileVersion
-from syncd.transfer import schema, si
-from syncd.transfer.receiver import Arriving, Inbox, Incoming, Known, Receiver
-from syncd.transfer.sender import Sender, Source, Target
-from syncd.xmpp import disco
-from syncd.xmpp.jid import JID
+from syncd.sync.journal import open_journal
+from syncd.sync.limits import Limits, Rates
+from syncd.throttles import Throttles
+from syncd.transfer import pump, schema
+from syncd.transfer.sealing import Seals
+from syncd.trust.identity import load as load_identity
+from syncd.trust.pins import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from syncd.config import Config, Folder
-    from syncd.transfer.pump import Progress
+    from syncd.sync.journal import Journal
 
 log = logging.getLogger("syncd")
 
@@ -78,188 +72,8 @@ EXIT_FAILED = 1
 EXIT_LOCKED = 11
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd does not restart on it
 
-IDENTITY = disco.Identity("client", "bot", "syncd")
-# What we say we can do; each is served by a handler below.
-FEATURES = frozenset({si.NS_SI, si.NS_FILE, si.NS_FEATURE, si.BYTESTREAMS, si.NS_SYNC})
-
-# Each costs a question and its refusal; a person has a handful of clients.
-MAX_RESOURCES_TRIED = 4  # resources of a peer, in one attempt
-
 # How long the server may take to answer our goodbye.
 GOODBYE = 2.0  # seconds
-
-
-class Links:
-    """Joins the layers, which know nothing of each other, with plain callables.
-
-    Args:
-      config: The user's decisions.
-      resource: For our full JID, unless the user fixed one.
-      transfers: Where running transfers show themselves.
-    """
-
-    def __init__(self, config: Config, resource: str, transfers: Transfers) -> None:
-        self.config = config
-        self._transfers = transfers
-        self._folders = {folder.id: folder for folder in config.folders}
-        peers = {peer: None for folder in config.folders for peer in folder.send_to}
-        accepted = [jid for folder in config.folders for jid in folder.accept_from]
-        accepted += config.inbox.accept_from if config.inbox else ()
-        bare = {peer.bare for peer in peers}
-        peers |= {jid: None for jid in accepted if jid not in bare}
-        self.receiver = Receiver(
-            own_jid=self.own_jid,
-            inbox_for=self._inbox_for,
-            known=self._known,
-            arriving=self._arriving,
-            watch=self._watch_incoming,
-        )
-        account = config.account
-        jid, server = account.jid, account.server
-        self.client = Client(
-            Account(
-                jid=jid if jid.resource else jid.with_resource(resource),
-                password=account.password.read,
-                server=(server.host, server.port) if server else None,
-                tls=account.tls,
-                ca_file=account.ca_file,
-                allow_plain=account.allow_plain,
-                fingerprint=account.certificate_fingerprint,
-                least=_read_login(config.state_dir, jid),
-                # A server that chooses the resource cannot keep the one that the user chose.
-                agent="" if jid.resource else _kept(config.state_dir / "agent", _new_agent),
-            ),
-            Contacts(peers, required=si.REQUIRED_FEATURES, preferred=si.NS_SYNC),
-            identity=IDENTITY,
-            version=syncd.__version__,
-            features=FEATURES,
-            handlers={
-                si.SI: self.receiver.on_offer,
-                s5b.TAG: self.receiver.on_bytestream,
-                si.FINISH: self.receiver.on_finish,
-            },
-            changed=self._contacts_changed,
-            logged_in=lambda mechanism: _write_login(config.state_dir, jid, mechanism),
-        )
-        self.engine: sync_engine.Engine
-        self.sender: Sender
-
-    def own_jid(self) -> JID | None:
-        """Our full JID while we are online."""
-        return self.client.jid
-
-    def streamhosts(self, listener: Listener) -> list[tuple[str, int]]:
-        """Where targets can connect to: as configured, else our own addresses."""
-        advertised = self.config.bytestreams.advertise
-        if advertised:
-            return [(address.host, address.port or listener.port) for address in advertised]
-        return [(host, listener.port) for host in listener.addresses()]
-
-    async def send(self, delivery: Delivery) -> sync_engine.Sent:
-        """Send one delivery of the engine's."""
-        version = delivery.version
-        source = Source(
-            root=self._folders[version.folder].path,
-            folder=version.folder,
-            path=version.path,
-            version=Identity(version.size, version.mtime_ns, version.inode),
-        )
-        peer = JID.parse(delivery.peer)
-        for _ in range(MAX_RESOURCES_TRIED):
-            resource = self.client.contacts.choose(peer)
-            assert resource.info is not None
-            target = Target(jid=resource.jid, is_syncd=si.NS_SYNC in resource.info.features)
-            try:
-                sent = await self.sender.send(source, target)
-            except OfflineError as error:
-                if not isinstance(error.__cause__, StanzaError):
-                    raise
-                # The answer says that this client is not there; perhaps another one is.
-                log.info("%s; trying the next of this peer's clients", error)
-                self.client.gone(resource)
-                continue
-            outcome: Literal["delivered", "sent"] = "delivered" if sent.confirmed else "sent"
-            log.info("%s %s to %s", outcome, printable(version.path), target.jid)
-            return sync_engine.Sent(outcome=outcome, digest=sent.digest.hex())
-        raise OfflineError(f"{peer} is offline, though its server says otherwise")
-
-    def watch_outgoing(
-        self, target: Target, source: Source, progress: Progress
-    ) -> contextlib.AbstractContextManager[None]:
-        """Show a transfer from here."""
-        return self._transfers.watch(
-            "send",
-            peer=str(target.jid),
-            folder=source.folder,
-            path=source.path,
-            size=source.version.size,
-            progress=progress,
-        )
-
-    def _watch_incoming(self, incoming: Incoming) -> contextlib.AbstractContextManager[None]:
-        return self._transfers.watch(
-            "receive",
-            peer=str(incoming.sender),
-            folder=incoming.inbox.folder,
-            path=incoming.path,
-            size=incoming.size,
-            progress=incoming.progress,
-        )
-
-    def _contacts_changed(self) -> None:
-        online = self.client.contacts.online()
-        # The engine knows peers as they are configured, a fixed resource included.
-        self.engine.set_online(
-            frozenset(
-                str(peer)
-                for folder in self.config.folders
-                for peer in folder.send_to
-                if peer in online
-            )
-        )
-
-    def _inbox_for(self, sender: JID, folder: str) -> Inbox:
-        if folder:
-            found = self._folders.get(folder)
-            if found is not None and sender in found.accept_from:
-                return Inbox(root=found.path, folder=folder)
-        elif self.config.inbox is not None and sender in self.config.inbox.accept_from:
-            return Inbox(root=self.config.inbox.path, folder="")
-        raise DeclinedError("not accepted from you here")
-
-    async def _known(self, inbox: Inbox, path: str) -> Known | None:
-        arrival = await self.engine.known_arrival(inbox.folder, path) if inbox.folder else None
-        if arrival is None:
-            return None
-        version = arrival.version
-        return Known(
-            peer=JID.parse(arrival.peer),
-            identity=Identity(version.size, version.mtime_ns, version.inode),
-            source_size=arrival.source_size,
-            source_mtime_ns=arrival.source_mtime_ns,
-            digest=bytes.fromhex(arrival.digest),
-        )
-
-    async def _arriving(self, arriving: Arriving) -> None:
-        if not arriving.inbox.folder:
-            return  # nothing goes out from the inbox, so nothing can be echoed
-        known = arriving.known
-        version = FileVersion(
-            folder=arriving.inbox.folder,
-            path=arriving.path,
-            size=known.identity.size,
-            mtime_ns=known.identity.mtime_ns,
-            inode=known.identity.inode,
-        )
-        await self.engine.arriving(
-            Arrival(
-                version=version,
-                peer=str(known.peer),
-                digest=known.digest.hex(),
-                source_size=known.source_size,
-                source_mtime_ns=known.source_mtime_ns,
-            )
-        )
 
 
 async def run_daemon(config: Config, notifier: Notifier, stop: trio.Event) -> None:
@@ -274,46 +88,64 @@ async def run_daemon(config: Config, notifier: Notifier, stop: trio.Event) -> No
       LockedError: Another daemon uses the state directory or the control socket.
       SyncdError: Something that is needed to run cannot be had.
     """
-    transfers = Transfers()
-    async with (
-        open_journal(config.state_dir) as journal,
-        _maybe_listener(config) as listener,
-        trio.open_nursery() as services,
-    ):
-        links = Links(config, _kept(config.state_dir / "resource", _new_resource), transfers)
-        links.engine = sync_engine.Engine(
-            journal,
-            [_rule(folder) for folder in config.folders],
-            links.send,
-            parallel=config.transfer.parallel,
-        )
-        links.sender = Sender(
-            request=links.client.request,
-            own_jid=links.own_jid,
-            wait_online=links.client.wait_online,
-            listener=listener,
-            streamhosts=lambda: links.streamhosts(listener) if listener else [],
-            watch=links.watch_outgoing,
-        )
-        reporter = Reporter(config, links.client, links.engine, transfers)
+    transfers, answers = Transfers(), Answers(syncd.__version__)
+    async with trio.open_nursery() as desk, contextlib.AsyncExitStack() as stack:
+        await desk.start(serve, config.control_socket, answers.answer)
+        desk.start_soon(_feed_watchdog, notifier)
+        journal = await _journal(config, stack, answers, notifier, stop)
+        if journal is not None:
+            await _run_with(config, journal, transfers, answers, notifier, stop)
+        desk.cancel_scope.cancel()
 
-        async def answer(request: messages.Request) -> messages.Reply:
-            match request:
-                case messages.StatusRequest():
-                    return await reporter.status()
-                case messages.RescanRequest():
-                    await links.engine.rescan()
-                    status = await reporter.status()
-                    return messages.Rescanned(files=sum(f.files for f in status.folders))
-                case messages.PingRequest():
-                    return messages.Pong(version=syncd.__version__, pid=os.getpid())
 
-        await services.start(serve, config.control_socket, answer)
+async def _journal(
+    config: Config,
+    stack: contextlib.AsyncExitStack,
+    answers: Answers,
+    notifier: Notifier,
+    stop: trio.Event,
+) -> Journal | None:
+    """Open the journal, as soon as its disk has room; None if we are stopped before."""
+    told = ""
+    while not stop.is_set():
+        try:
+            journal = await stack.enter_async_context(open_journal(config.state_dir))
+        except JournalError as error:
+            if error.type is not ErrorType.WAIT:
+                raise
+            if str(error) != told:
+                told = str(error)
+                log.error("%s; %s", error, error.hint)  # noqa: TRY400 - no bug
+            answers.refuse(error)
+            # We run as well as can be; to be started again would not help.
+            notifier.ready()
+            notifier.status(str(error))
+        else:
+            if told:
+                notifier.status("")
+            return journal
+        with trio.move_on_after(sync_engine.JOURNAL_RETRY):
+            await stop.wait()
+    return None
+
+
+async def _run_with(
+    config: Config,
+    journal: Journal,
+    transfers: Transfers,
+    answers: Answers,
+    notifier: Notifier,
+    stop: trio.Event,
+) -> None:
+    async with _maybe_listener(config) as listener, trio.open_nursery() as services:
+        links, experts = await _join(config, journal, listener, transfers)
+        await _clean(config)
+        answers.begin(experts)
         async with trio.open_nursery() as users:
             await users.start(links.engine.run)
             users.start_soon(links.receiver.run)
             services.start_soon(links.client.run)
-            services.start_soon(_feed_watchdog, notifier)
+            services.start_soon(links.discovery.run)
             if any(folder.accept_from for folder in config.folders) or config.inbox:
                 services.start_soon(trio.to_thread.run_sync, schema.warm_up)
             notifier.ready()
@@ -323,6 +155,78 @@ async def run_daemon(config: Config, notifier: Notifier, stop: trio.Event) -> No
         with trio.move_on_after(GOODBYE):
             await links.client.goodbye()
         services.cancel_scope.cancel()
+
+
+async def _join(
+    config: Config, journal: Journal, listener: Listener | None, transfers: Transfers
+) -> tuple[Links, Experts]:
+    """Make all parts, and hand them to each other; nothing of it runs yet."""
+    throttles = Throttles()
+    keys = PeerKeys(
+        await trio.to_thread.run_sync(load_identity, config.state_dir),
+        config.account.jid.bare,
+        journal.pins,
+        await journal.pins.pins(),
+        Policy(config.transfer.encryption),
+        lambda peer: links.engine.decided(peer),
+    )
+    links = Links(
+        config,
+        kept_name(config.state_dir / "resource", new_resource),
+        transfers,
+        seals=Seals(
+            keys.identity,
+            keys.policy,
+            read_pin=keys.read,
+            write_pin=keys.write,
+            changed=keys.changed,
+        ),
+        throttles=throttles,
+    )
+    links.engine = sync_engine.Engine(
+        journal,
+        [_rule(folder) for folder in config.folders],
+        links.send,
+        limit_of=links.limit_of,
+        places=pump.DATA_THREADS,
+        others=[str(peer) for peer in links.peers],
+    )
+    links.sender = links.make_sender(listener)
+    limits = _limits(config, throttles)
+    reporter = Reporter(config, links.client, links.engine, transfers, limits, keys)
+    experts = Experts(
+        status=reporter.status,
+        rescan=links.engine.rescan,
+        limit=reporter.limit,
+        send=reporter.send,
+        standing=reporter.standing,
+        keys=keys.answer,
+    )
+    return links, experts
+
+
+async def _clean(config: Config) -> None:
+    """Clear up what a crash has left where files arrive."""
+    roots = [folder.path for folder in config.folders if folder.accept_from]
+    roots += [config.inbox.path] if config.inbox else []
+    for root in roots:
+        try:
+            recovered = await trio.to_thread.run_sync(clean, root, time.time())
+        except SyncdError as error:
+            log.warning("%s; %s", error, error.hint)
+            continue
+        for name in recovered:
+            log.warning("%s: a crash had left a file without its name: %s", root, name)
+
+
+def _limits(config: Config, throttles: Throttles) -> Limits:
+    everybody = Rates(up=config.transfer.limit_up, down=config.transfer.limit_down)
+    peers = {
+        str(peer.jid): Rates(up=peer.limit_up, down=peer.limit_down) for peer in config.peers
+    }
+    for peer, rates in {"": everybody, **peers}.items():
+        throttles.change(peer, rates)
+    return Limits(everybody, peers, throttles.change)
 
 
 def _rule(folder: Folder) -> sync_engine.FolderRule:
@@ -344,49 +248,6 @@ async def _maybe_listener(config: Config) -> AsyncIterator[Listener | None]:
     ) as listener:
         log.info("SOCKS5 listener on %s port %d", listener.host, listener.port)
         yield listener
-
-
-def _kept(file: Path, make: Callable[[], str]) -> str:
-    """A name that is made once and stays ours.
-
-    Args:
-      file: Where it is kept.
-      make: Makes one, of letters, digits and dashes.
-    """
-    try:
-        name = file.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        name = ""
-    if not re.fullmatch("[A-Za-z0-9-]{1,64}", name):
-        name = make()
-        # Where it cannot be kept, another one is made next time.
-        with contextlib.suppress(OSError):
-            file.write_text(f"{name}\n", encoding="ascii")
-    return name
-
-
-def _new_resource() -> str:
-    # ASCII, because clients hash it in different encodings.
-    return f"syncd-{secrets.token_hex(4)}"
-
-
-def _new_agent() -> str:
-    return str(uuid.uuid4())
-
-
-def _read_login(state_dir: Path, jid: JID) -> str:
-    """The strongest SASL mechanism that the account's server has let us use, or empty."""
-    try:
-        account, _, mechanism = (state_dir / "login").read_text(encoding="utf-8").partition(" ")
-    except (OSError, ValueError):
-        return ""
-    return mechanism.strip() if account == str(jid.bare) else ""
-
-
-def _write_login(state_dir: Path, jid: JID, mechanism: str) -> None:
-    # Where it cannot be kept, the next start only knows less.
-    with contextlib.suppress(OSError):
-        (state_dir / "login").write_text(f"{jid.bare} {mechanism}\n", encoding="utf-8")
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:

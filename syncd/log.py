@@ -18,12 +18,22 @@ from syncd.control.escape import printable
 from syncd.xmpp.jid import JID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import TextIO
 
 # A path may have 4,096 bytes; a name of 255 characters and an address pass whole.
 MAX_LINE = 1_000  # characters
 # Nesting of real tracebacks: some 30 calls, in groups a few of them.
 MAX_TRACEBACK = 300  # lines
+
+# sd-daemon(3): what a line of stderr begins with to have a priority in the journal.
+_PRIORITIES = {
+    logging.CRITICAL: "<2>",
+    logging.ERROR: "<3>",
+    logging.WARNING: "<4>",
+    logging.INFO: "<6>",
+    logging.DEBUG: "<7>",
+}
 
 # Whatever happens to a user goes through these unhurt; a flood does not.
 BURST = 20  # lines about one matter of one peer
@@ -42,9 +52,12 @@ def set_up(*, verbose: bool) -> None:
       verbose: What only developers want to know, as well.
     """
     handler = logging.StreamHandler(sys.stderr)
-    # Under systemd the journal stamps the time itself.
-    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    handler.setFormatter(Formatter(f"{stamp}%(levelname)s %(name)s: %(message)s"))
+    layout = "%(levelname)s %(name)s: %(message)s"
+    if _is_journal(sys.stderr, os.environ):
+        # The journal stamps the time itself.
+        handler.setFormatter(JournalFormatter(layout))
+    else:
+        handler.setFormatter(Formatter(f"%(asctime)s {layout}"))
     handler.addFilter(Limiter(time.monotonic))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("syncd").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -68,6 +81,27 @@ class Formatter(logging.Formatter):
         below = self.formatException(record.exc_info).split("\n") if record.exc_info else []
         # The last lines say what went wrong, and where.
         return "\n".join([line, *(f"  {_bounded(each)}" for each in below[-MAX_TRACEBACK:])])
+
+
+class JournalFormatter(Formatter):
+    """The same for systemd's journal, which takes each line's priority from its beginning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
+        priority = _PRIORITIES.get(record.levelno, "")
+        return "\n".join(f"{priority}{line}" for line in super().format(record).split("\n"))
+
+
+def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether a stream goes to the journal, as systemd.exec(5) tells to find out.
+
+    The variable alone does not say so: a terminal that systemd started hands it down.
+    """
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # not a file, or closed
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _bounded(text: str) -> str:

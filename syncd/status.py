@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 import syncd
@@ -13,23 +13,34 @@ from syncd.control.messages import (
     Connection,
     ErrorStatus,
     FolderStatus,
+    Limited,
+    LimitStatus,
     PeerStatus,
+    Standing,
+    StandingRequest,
     Status,
     TransferStatus,
 )
-from syncd.control.summary import quantity, summarise
-from syncd.errors import AuthenticationError, OfflineError, RemoteProtocolError
+from syncd.control.summary import duration, quantity, summarise
+from syncd.errors import AuthenticationError, NotFoundError, OfflineError, RemoteProtocolError
+from syncd.sync.folder import RESCAN
 from syncd.sync.journal import PeerCount
+from syncd.transfer import si
 from syncd.xmpp.jid import JID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from syncd.config import Config, Folder
+    from syncd.control.messages import LimitRequest, SendRequest
+    from syncd.keys import PeerKeys
     from syncd.link.client import Client
     from syncd.sync.engine import Engine, FolderState, Statistics
+    from syncd.sync.limits import Limits
     from syncd.transfer.pump import Progress
 
+# A disk that wakes up may take some seconds; this long, somebody should know.
+SLOW_DISK = 10.0  # seconds
 # The rate is that of the last few seconds: long enough not to jump, short enough to be true.
 _RATE_WINDOW = 3.0  # seconds
 
@@ -102,7 +113,7 @@ class Transfers:
                 path=watched.path,
                 size=watched.size,
                 offset=watched.progress.offset,
-                method="direct",
+                method=watched.progress.method or None,
                 rate=watched.rate(now),
             )
             for watched in self._running.values()
@@ -110,22 +121,32 @@ class Transfers:
 
 
 class Reporter:
-    """Puts the status together.
+    """Puts the status together, and answers what else is asked about single peers.
 
     Args:
       config: What is configured.
       client: Knows the connection, and who is online.
       engine: Knows what is owed.
       transfers: What moves now.
+      limits: Those in force.
+      keys: How far the peers' keys are trusted.
     """
 
     def __init__(
-        self, config: Config, client: Client, engine: Engine, transfers: Transfers
+        self,
+        config: Config,
+        client: Client,
+        engine: Engine,
+        transfers: Transfers,
+        limits: Limits,
+        keys: PeerKeys,
     ) -> None:
         self._config = config
         self._client = client
         self._engine = engine
         self._transfers = transfers
+        self._limits = limits
+        self._keys = keys
         self._started = datetime.now(UTC)
 
     async def status(self) -> Status:
@@ -136,7 +157,7 @@ class Reporter:
             _folder(folder, statistics.folders[folder.id], statistics)
             for folder in self._config.folders
         )
-        peers = tuple(self._peer(peer, statistics) for peer in self._peers())
+        peers = tuple(self._peer(peer, statistics) for peer in peers_of(self._config))
         transfers = self._transfers.snapshot()
         errors = _errors(statistics)
         state, summary = summarise(
@@ -157,11 +178,67 @@ class Reporter:
             peers=peers,
             transfers=transfers,
             errors=errors,
+            limit=self._limit(""),
+            counted=datetime.now(UTC) - timedelta(seconds=statistics.counted),
         )
+
+    def limit(self, request: LimitRequest) -> Limited:
+        """Change how fast bytes may flow, and say how fast that is.
+
+        Raises:
+          NotFoundError: There is no such peer.
+        """
+        bare = str(self._find(request.peer).bare) if request.peer else ""
+        self._limits.set(bare, up=request.up, down=request.down)
+        return Limited(peer=bare, limit=self._limit(bare))
+
+    async def send(self, request: SendRequest) -> Standing:
+        """Owe a file outside any folder to a peer; on disk when this returns.
+
+        Raises:
+          NotFoundError: There is no such file or peer.
+          SyncdError: The file cannot be sent, and why.
+        """
+        await self._engine.send_outside(request.path, str(self._find(request.peer)))
+        return await self.standing(StandingRequest(path=request.path, peer=request.peer))
+
+    async def standing(self, request: StandingRequest) -> Standing:
+        """Say what has become of such a file.
+
+        Raises:
+          NotFoundError: There is no such peer.
+        """
+        peer = self._find(request.peer)
+        standing = await self._engine.standing_outside(request.path, str(peer))
+        return Standing(
+            state=standing.state,
+            online=peer in self._client.contacts.online(),
+            error=standing.error,
+            hint=standing.hint,
+        )
+
+    def _find(self, name: str) -> JID:
+        """Find a configured peer; who is configured with a resource is also found without."""
+        peers = peers_of(self._config)
+        try:
+            jid = JID.parse(name)
+        except ValueError as error:
+            raise NotFoundError(f"{name!r} is no JID: {error}") from error
+        alike = [peer for peer in peers if jid in (peer, peer.bare)]
+        if not alike:
+            raise NotFoundError(
+                f"the configuration names no peer {jid}",
+                hint=f'add it:  [[peer]]  jid = "{jid.bare}"  and reload syncd',
+            )
+        return jid if jid in alike else alike[0]
+
+    def _limit(self, peer: str) -> LimitStatus:
+        rates = self._limits.of(peer)
+        return LimitStatus(up=rates.up, down=rates.down)
 
     def _connection(self) -> Connection:
         jid, problem, account = self._client.jid, self._client.problem, self._config.account
-        server = str(account.server) if account.server else account.jid.domain
+        server = self._client.server or str(account.server or account.jid.domain)
         state: Literal["connected", "connecting", "offline", "unauthorized", "refused"]
         if self._client.connected:
             state = "connected"
@@ -182,26 +259,18 @@ class Reporter:
             hint=problem.hint if problem and not self._client.connected else "",
         )
 
-    def _peers(self) -> list[str]:
-        """All peers, as configured, each once; those who are sent to come first."""
-        folders = self._config.folders
-        sent_to = dict.fromkeys(peer for folder in folders for peer in folder.send_to)
-        bare = {peer.bare for peer in sent_to}
-        accepted = [jid for folder in folders for jid in folder.accept_from]
-        accepted += self._config.inbox.accept_from if self._config.inbox else ()
-        only_accepted = dict.fromkeys(jid for jid in accepted if jid not in bare)
-        return [str(peer) for peer in (*sent_to, *only_accepted)]
-
-    def _peer(self, peer: str, statistics: Statistics) -> PeerStatus:
-        count = statistics.counts.peers.get(peer, PeerCount())
-        jid, resource = JID.parse(peer), ""
+    def _peer(self, jid: JID, statistics: Statistics) -> PeerStatus:
+        count = statistics.counts.peers.get(str(jid), PeerCount())
+        resource, can_seal = "", False
         with contextlib.suppress(OfflineError):
-            resource = self._client.contacts.choose(jid).jid.resource
+            chosen = self._client.contacts.choose(jid)
+            resource = chosen.jid.resource
+            can_seal = chosen.info is not None and si.NS_SEAL in chosen.info.features
         return PeerStatus(
-            jid=peer,
+            jid=str(jid),
             online=bool(resource),
             resource=resource,
-            encryption="plain",
+            encryption=self._keys.standing(str(jid.bare), can_seal=can_seal),
             pending=count.pending,
             pending_bytes=count.pending_bytes,
             parked=count.parked,
@@ -211,7 +280,18 @@ class Reporter:
             last_error=count.error,
             problem=_parked(count),
             hint=count.hint if count.parked else "",
+            limit=self._limit(str(jid.bare)),
         )
+
+
+def peers_of(config: Config) -> tuple[JID, ...]:
+    """All peers, as configured, each once; those who are sent to come first."""
+    sent_to = dict.fromkeys(peer for folder in config.folders for peer in folder.send_to)
+    bare = {peer.bare for peer in sent_to}
+    others = [jid for folder in config.folders for jid in folder.accept_from]
+    others += config.inbox.accept_from if config.inbox else ()
+    others += [peer.jid for peer in config.peers]
+    return (*sent_to, *dict.fromkeys(jid for jid in others if jid not in bare))
 
 
 def _parked(count: PeerCount) -> str:
@@ -237,6 +317,14 @@ def _folder(folder: Folder, state: FolderState, statistics: Statistics) -> Folde
 
 def _errors(statistics: Statistics) -> tuple[ErrorStatus, ...]:
     now = datetime.now(UTC)
+    slow = [
+        ErrorStatus(
+            time=now,
+            text="the disk of the state directory has not answered for "
+            f"{duration(statistics.counted)}",
+            hint="is it about to fail, or far away? nothing is sent before it answers",
+        )
+    ]
     failures = [
         ErrorStatus(
             time=_moment(failure.at),
@@ -259,7 +347,18 @@ def _errors(statistics: Statistics) -> tuple[ErrorStatus, ...]:
         for folder, state in statistics.folders.items()
         for path, reason in state.skipped
     ]
-    return (*failures, *skipped)
+    unwatched = [
+        ErrorStatus(
+            time=now,
+            folder=folder,
+            text="the kernel watches no more directories (fs.inotify.max_user_watches); "
+            f"what changes in some is found within {duration(RESCAN)}",
+            hint="run: sysctl fs.inotify.max_user_watches=1048576, and restart syncd",
+        )
+        for folder, state in statistics.folders.items()
+        if state.unwatched
+    ]
+    return (*unwatched, *(slow if statistics.counted > SLOW_DISK else ()), *failures, *skipped)
 
 
 def _moment(seconds: float) -> datetime:

@@ -5,10 +5,12 @@ What they do for files and with servers is for the tests of the parts, and for i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,8 @@ import pytest
 import syncd
 from syncd.control.client import ask
 from syncd.control.messages import PingRequest, RescanRequest, StatusRequest
-from syncd.errors import ControlError, NotRunningError
+from syncd.errors import ControlError, ErrorType, NotRunningError
+from tests.support.disk import make_room, small_disk
 from tests.support.processes import Process, until
 
 if TYPE_CHECKING:
@@ -274,6 +277,38 @@ def test_a_journal_that_is_damaged_is_told_with_advice(home: Home) -> None:
     assert f"the journal {home.path / 'state' / 'journal.db'} is damaged" in done.stderr
     assert f"move {home.path / 'state' / 'journal.db'} away" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_is_full_at_the_start_is_waited_for(home: Home) -> None:
+    """And told to whoever asks; to start again and again would not make room."""
+    state = home.path / "state"
+    state.mkdir(mode=0o700)
+    with small_disk(state):
+        with (
+            (state / "ballast").open("wb", buffering=0) as ballast,
+            contextlib.suppress(OSError),
+        ):
+            while ballast.write(bytes(4096)):
+                pass
+        daemon = home.start()
+        with pytest.raises(ControlError) as caught:
+            home.status()
+        assert caught.value.type is ErrorType.WAIT
+        assert caught.value.hint == "is the disk of the state directory full, or read-only?"
+        make_room(state)
+        until(lambda: home.folders() == ["photos"], "it has begun", PATIENCE)
+        assert daemon.terminate() == 0
+    assert home.log().count("is the disk of the state directory full") == 1
+
+
+def test_a_daemon_that_waits_for_its_disk_can_be_stopped(home: Home) -> None:
+    state = home.path / "state"
+    state.mkdir(mode=0o700)
+    with contextlib.closing(sqlite3.connect(state / "journal.db")) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        daemon = home.start()
+        until(lambda: "database is locked" in home.log(), "it has tried", PATIENCE)
+        assert daemon.terminate() == 0
 
 
 def test_a_reload_takes_a_good_configuration_and_leaves_a_bad_one(home: Home) -> None:

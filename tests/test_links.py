@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from syncd.config import load
-from syncd.daemon import MAX_RESOURCES_TRIED, Links
 from syncd.errors import ErrorType, OfflineError, StanzaError
+from syncd.links import MAX_RESOURCES_TRIED, Links
 from syncd.status import Transfers
 from syncd.sync.plan import Delivery, FileVersion
 from syncd.transfer import si

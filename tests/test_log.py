@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -25,6 +27,9 @@ from syncd.log import (
     Limiter,
 )
 from syncd.xmpp.jid import JID
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BOB = JID.parse("bob@example.org/pc")
 CAROL = JID.parse("carol@example.org")
@@ -252,28 +257,52 @@ def test_threads_may_write_at_once() -> None:
 # set_up
 
 
-@pytest.mark.parametrize("journal", [False, True])
+@pytest.mark.parametrize("journal", ["", "8:12", "this"])
 @pytest.mark.parametrize("verbose", [False, True])
 def test_the_log_goes_to_stderr(
-    journal: bool, verbose: bool, monkeypatch: pytest.MonkeyPatch
+    journal: str, verbose: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With the time, unless the journal adds it."""
-    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    if journal:
-        monkeypatch.setenv("JOURNAL_STREAM", "8:12")
+    """With the time, unless the journal, which is this stream and no other, adds it."""
+    stderr = (tmp_path / "stderr").open("w+", encoding="utf-8")
+    found = os.fstat(stderr.fileno())
+    this = f"{found.st_dev}:{found.st_ino}"
+    monkeypatch.setenv("JOURNAL_STREAM", this if journal == "this" else journal)
     root, syncd = logging.getLogger(), logging.getLogger("syncd")
     monkeypatch.setattr(root, "handlers", [])
     for logger in (root, syncd):
         monkeypatch.setattr(logger, "level", logger.level)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", stderr)
     subject.set_up(verbose=verbose)
     for _ in range(BURST + 5):
         logging.getLogger("syncd.a").info("to %s", "a\nb")
     logging.getLogger("syncd.a").debug("detail")
     logging.getLogger("trio").debug("detail of others")
-    assert isinstance(sys.stderr, io.StringIO)
-    lines = sys.stderr.getvalue().splitlines()
+    stderr.seek(0)
+    lines = stderr.read().splitlines()
+    stderr.close()
     assert len(lines) == BURST + verbose
-    assert lines[0].endswith("INFO syncd.a: to a\\nb")
-    assert lines[0].startswith("INFO") == journal
     assert len(root.handlers) == 1
+    assert lines[0].endswith("INFO syncd.a: to a\\nb")
+    assert lines[0].startswith("<6>INFO") == (journal == "this")
+    assert lines[0].startswith("20") == (journal != "this")
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [
+        (logging.CRITICAL, "<2>"),
+        (logging.ERROR, "<3>"),
+        (logging.WARNING, "<4>"),
+        (logging.INFO, "<6>"),
+        (logging.DEBUG, "<7>"),
+        (logging.INFO + 1, ""),  # unknown: the unit's SyslogLevel= decides
+    ],
+)
+def test_each_line_has_its_priority_for_the_journal(level: int, priority: str) -> None:
+    """Those of a traceback, too; and nothing that a peer sends can stand in front of it."""
+    error = OSError("<7>a\n<7>b")
+    text = "<7>a\n<7>b"
+    record = logging.LogRecord("syncd", level, "", 0, text, (), (OSError, error, None))
+    written = subject.JournalFormatter("%(message)s").format(record).split("\n")
+    assert f"{priority}<7>a\\n<7>b" == written[0]
+    assert [f"{priority}  OSError: <7>a", f"{priority}  <7>b"] == written[1:]

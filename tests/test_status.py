@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -15,22 +15,36 @@ from trio.testing import memory_stream_pair
 
 import syncd
 from syncd import config as configuration
-from syncd.control.messages import decode_reply, encode_reply
-from syncd.daemon import FEATURES, IDENTITY, Links
+from syncd import status as status_module
+from syncd.control.messages import (
+    LimitRequest,
+    LimitStatus,
+    SendRequest,
+    Standing,
+    decode_reply,
+    encode_reply,
+)
 from syncd.errors import (
     AuthenticationError,
     DeclinedError,
+    NotFoundError,
     OfflineError,
     RemoteProtocolError,
     StreamError,
     SyncdError,
 )
+from syncd.keys import PeerKeys
 from syncd.link import connect
 from syncd.link.connect import Connection
-from syncd.status import Reporter, Transfers
+from syncd.link.resolve import Target
+from syncd.links import FEATURES, IDENTITY, Links
+from syncd.status import SLOW_DISK, Reporter, Transfers
 from syncd.sync.engine import Engine, FolderRule, Sent
 from syncd.sync.journal import open_journal
+from syncd.sync.limits import Limits, Rates
 from syncd.transfer.pump import Progress
+from syncd.trust.pins import Policy
+from syncd.trust.signing import Identity
 from syncd.xmpp.disco import make_info
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import NS_CLIENT, make
@@ -137,14 +151,27 @@ async def reporting(
             )
             for folder in config.folders
         ]
-        engine = Engine(journal, rules, send, parallel=1, clock=lambda: NOW)
+        engine = Engine(journal, rules, send, limit_of=lambda _: 1, places=8, clock=lambda: NOW)
         transfers = Transfers()
+        limits = Limits(Rates(up=1 << 20), {}, lambda peer, rates: None)
+        keys = PeerKeys(
+            Identity.generate(),
+            config.account.jid.bare,
+            journal.pins,
+            [],
+            Policy.PREFERRED,
+            engine.decided,
+        )
         links = Links(config, "syncd-1", transfers)
         links.engine, client = engine, links.client
         await nursery.start(engine.run)
         await engine.rescan()  # so that it watches
         yield World(
-            home, client, engine, transfers, Reporter(config, client, engine, transfers)
+            home,
+            client,
+            engine,
+            transfers,
+            Reporter(config, client, engine, transfers, limits, keys),
         )
         nursery.cancel_scope.cancel()
 
@@ -334,7 +361,7 @@ async def test_once_connected_the_full_jid_is_shown(
 
     async def connected(*_: object) -> Connection:
         await trio.lowlevel.checkpoint()
-        return Connection(ours, open_stream(), [])
+        return Connection(ours, open_stream(), [], Target("node7.example.org", 5223, True))
 
     monkeypatch.setattr(connect, "connect", connected)
     async with reporting(tmp_path) as world, trio.open_nursery() as nursery:
@@ -342,6 +369,8 @@ async def test_once_connected_the_full_jid_is_shown(
         nursery.start_soon(world.client.run)
         status = await world.until(lambda now: now.connection.state == "connected")
         assert status.connection.jid == str(LAPTOP)
+        # Not the domain: which of its servers it is says more.
+        assert status.connection.server == "node7.example.org:5223"
         assert (status.connection.reason, status.connection.hint) == ("", "")
         assert status.state == "ok"
         nursery.cancel_scope.cancel()
@@ -407,3 +436,70 @@ def test_the_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -
         assert rate(3, 1_004_000) < 1_000
         assert rate(3, 1_004_000) == 0
         assert rate(4, 1_012_000) > 0
+
+
+# --- Limits, and files outside any folder
+
+
+async def test_limits_in_force_are_shown_and_changed(tmp_path: Path) -> None:
+    async with reporting(tmp_path) as world:
+        before = await world.reporter.status()
+        changed = [
+            world.reporter.limit(LimitRequest(down=4096)),
+            world.reporter.limit(LimitRequest(peer="bob@example.org", up=2048)),
+            # By its bare JID, though it is configured with a resource.
+            world.reporter.limit(LimitRequest(peer="carol@example.org", up=1024)),
+        ]
+        after = await world.reporter.status()
+        with pytest.raises(NotFoundError, match=r"names no peer eve@example\.org"):
+            world.reporter.limit(LimitRequest(peer="eve@example.org", up=1024))
+        with pytest.raises(NotFoundError, match="is no JID"):
+            world.reporter.limit(LimitRequest(peer="@", up=1024))
+    assert before.limit == LimitStatus(up=1 << 20)
+    assert [(each.peer, each.limit) for each in changed] == [
+        ("", LimitStatus(up=1 << 20, down=4096)),
+        ("bob@example.org", LimitStatus(up=2048)),
+        ("carol@example.org", LimitStatus(up=1024)),
+    ]
+    assert after.limit == LimitStatus(up=1 << 20, down=4096)
+    assert peer(after, "bob@example.org").limit == LimitStatus(up=2048)
+    assert peer(after, "carol@example.org/desk").limit == LimitStatus(up=1024)
+
+
+async def test_a_file_outside_any_folder_is_owed_and_counted(tmp_path: Path) -> None:
+    letter = tmp_path / "letter.pdf"
+    letter.write_bytes(b"12345")
+    async with reporting(tmp_path) as world:
+        standing = await world.reporter.send(
+            SendRequest(path=str(letter), peer="bob@example.org")
+        )
+        status = await world.reporter.status()
+        with pytest.raises(NotFoundError):
+            await world.reporter.send(SendRequest(path="/nowhere", peer="bob@example.org"))
+    assert standing == Standing(state="pending", online=False)
+    assert peer(status, "bob@example.org").pending_bytes == 5
+    assert status.state == "waiting"
+
+
+async def test_directories_that_nobody_watches_are_among_the_errors(tmp_path: Path) -> None:
+    async with reporting(tmp_path) as world:
+        world.engine._folders["photos"].unwatched = True
+        [error] = (await world.reporter.status()).errors
+    assert (error.folder, error.text) == (
+        "photos",
+        "the kernel watches no more directories (fs.inotify.max_user_watches); "
+        "what changes in some is found within 10 min",
+    )
+    assert error.hint.startswith("run: sysctl fs.inotify.max_user_watches=")
+
+
+async def test_a_disk_that_does_not_answer_is_among_the_errors(tmp_path: Path) -> None:
+    async with reporting(tmp_path) as world:
+        statistics = await world.engine.statistics()
+        slow = replace(statistics, counted=SLOW_DISK + 2)
+        [error] = status_module._errors(slow)
+        status = await world.reporter.status()
+    assert error.text == "the disk of the state directory has not answered for 12 s"
+    assert status.errors == ()
+    assert status.counted is not None
+    assert timedelta(0) <= datetime.now(UTC) - status.counted < timedelta(minutes=10)

@@ -1,0 +1,383 @@
+"""Joins the layers, which know nothing of each other, for one configuration.
+
+The stream, the folders, the transfers and the keys each know only what they are handed: here
+they are handed each other, as plain callables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import secrets
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import syncd
+from syncd.bytestreams import ibb, s5b
+from syncd.bytestreams.discovery import Discovery, MemoryFile
+from syncd.bytestreams.inband import Inband
+from syncd.bytestreams.outgoing import Requester
+from syncd.bytestreams.proxies import Proxies
+from syncd.control.escape import printable
+from syncd.disk.partial import Identity
+from syncd.errors import DeclinedError, OfflineError, StanzaError
+from syncd.link import keyring
+from syncd.link.client import Client
+from syncd.link.connect import Account, Tokens
+from syncd.link.contacts import Contacts
+from syncd.status import peers_of
+from syncd.sync.engine import Sent
+from syncd.sync.journal import OUTSIDE, Arrival
+from syncd.sync.plan import FileVersion
+from syncd.throttles import Throttles
+from syncd.transfer import schema, si
+from syncd.transfer.incoming import Inbox, Known
+from syncd.transfer.receiver import Receiver
+from syncd.transfer.sender import Sender, Source, Target
+from syncd.xmpp import disco
+from syncd.xmpp.jid import JID
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from xml.etree.ElementTree import Element
+
+    from syncd.bytestreams.sockets import Listener
+    from syncd.config import Config
+    from syncd.link.session import Handler
+    from syncd.status import Transfers
+    from syncd.sync.engine import Engine
+    from syncd.sync.plan import Delivery
+    from syncd.transfer.incoming import Arriving, Incoming
+    from syncd.transfer.pump import Progress
+    from syncd.transfer.sealing import Seals
+    from syncd.xmpp.stanza import Iq, IqType
+
+log = logging.getLogger("syncd")
+
+IDENTITY = disco.Identity("client", "bot", "syncd")
+# What we say we can do, beside in-band bytestreams; each is served by a handler below.
+FEATURES = frozenset({si.NS_SI, si.NS_FILE, si.NS_FEATURE, si.BYTESTREAMS, si.NS_SYNC})
+
+# Each costs a question and its refusal; a person has a handful of clients.
+MAX_RESOURCES_TRIED = 4  # resources of a peer, in one attempt
+
+
+class Links:
+    """Joins the layers, which know nothing of each other, with plain callables.
+
+    Args:
+      config: The user's decisions.
+      resource: For our full JID, unless the user fixed one.
+      transfers: Where running transfers show themselves.
+      seals: Decides what is sealed; None: nothing.
+      throttles: Slow transfers down; None: not at all.
+
+    Attributes:
+      config: As given.
+      peers: All who are configured.
+      client: Our side of the stream.
+      discovery: Looks for proxies.
+      proxies: What is known of them.
+      receiver: Takes files.
+      sender: Sends them; set when it is known what we listen on.
+      engine: Says which; likewise set from outside.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        resource: str,
+        transfers: Transfers,
+        *,
+        seals: Seals | None = None,
+        throttles: Throttles | None = None,
+    ) -> None:
+        self.config = config
+        self._seals = seals
+        self._throttles = throttles or Throttles()
+        self._transfers = transfers
+        self._folders = {folder.id: folder for folder in config.folders}
+        self._offered: dict[int, Delivery] = {}  # by the id of the source
+        self._parallel = {peer.jid: peer.parallel for peer in config.peers}
+        self.peers = peers = peers_of(config)
+        self.inband = (
+            Inband(self._request, max_block=lambda: ibb.MAX_BLOCK)
+            if config.bytestreams.ibb
+            else None
+        )
+        self.receiver = Receiver(
+            own_jid=self.own_jid,
+            inbox_for=self._inbox_for,
+            known=self._known,
+            arriving=self._arriving,
+            watch=self._watch_incoming,
+            inband=self.inband,
+            throttle=self._throttles.down,
+            seals=seals,
+        )
+        account = config.account
+        jid, server = account.jid, account.server
+        pin = keyring.read_pin(config.state_dir, jid)
+        self.client = Client(
+            Account(
+                jid=jid if jid.resource else jid.with_resource(resource),
+                password=account.password.read,
+                server=(server.host, server.port) if server else None,
+                tls=account.tls,
+                ca_file=account.ca_file,
+                allow_plain=account.allow_plain,
+                fingerprint=account.certificate_fingerprint,
+                least=pin.mechanism,
+                sasl2=pin.sasl2,
+                # A server that chooses the resource cannot keep the one that the user chose.
+                agent="" if jid.resource else kept_name(config.state_dir / "agent", _new_agent),
+                tokens=Tokens(
+                    read=partial(keyring.read_token, config.state_dir, jid),
+                    write=partial(keyring.write_token, config.state_dir),
+                ),
+            ),
+            Contacts(peers, required=si.REQUIRED_FEATURES, preferred=si.NS_SYNC),
+            identity=IDENTITY,
+            version=syncd.__version__,
+            features=FEATURES
+            | ({si.IBB} if self.inband else set())
+            | ({si.NS_SEAL} if seals is not None and seals.can_seal else set()),
+            handlers={
+                si.SI: self.receiver.on_offer,
+                s5b.TAG: self.receiver.on_bytestream,
+                si.FINISH: self.receiver.on_finish,
+            }
+            | _handlers(self.inband),
+            messages={ibb.DATA: self.inband.on_message} if self.inband else {},
+            changed=self._contacts_changed,
+            logged_in=lambda *pin: keyring.write_pin(config.state_dir, jid, keyring.Pin(*pin)),
+        )
+        self.proxies = Proxies(
+            config.bytestreams.proxies, jid.domain, [peer.domain for peer in peers]
+        )
+        self.discovery = Discovery(
+            self.proxies,
+            own_domain=jid.domain,
+            request=self._request,
+            own_jid=self.own_jid,
+            wait_online=self.client.wait_online,
+            memory=MemoryFile(config.state_dir / "proxies.json"),
+        )
+        self._since = self.client.since
+        self.engine: Engine
+        self.sender: Sender
+
+    def make_sender(self, listener: Listener | None) -> Sender:
+        """Make the sending end.
+
+        Args:
+          listener: Where targets connect to, or None if direct connections are off.
+        """
+        return Sender(
+            request=self._request,
+            own_jid=self.own_jid,
+            wait_online=self.client.wait_online,
+            requester=Requester(
+                request=self._request,
+                own_jid=self.own_jid,
+                listener=listener,
+                advertised=lambda: self._streamhosts(listener) if listener else [],
+                proxies=self.proxies,
+                prepare=self.discovery.prepare,
+            ),
+            inband=self.inband,
+            watch=self._watch_outgoing,
+            throttle=self._throttles.up,
+            seals=self._seals,
+        )
+
+    async def _request(
+        self, kind: IqType, to: JID | None, payload: Element, timeout: float
+    ) -> Iq:
+        return await self.client.request(kind, to, payload, timeout)
+
+    def own_jid(self) -> JID | None:
+        """Our full JID while we are online."""
+        return self.client.jid
+
+    def _streamhosts(self, listener: Listener) -> list[tuple[str, int]]:
+        """Where targets can connect to: as configured, else our own addresses."""
+        advertised = self.config.bytestreams.advertise
+        if advertised:
+            return [(address.host, address.port or listener.port) for address in advertised]
+        return [(host, listener.port) for host in listener.addresses()]
+
+    async def send(self, delivery: Delivery) -> Sent:
+        """Send one delivery of the engine's."""
+        version = delivery.version
+        # What a person sends outside any folder is known by its absolute path.
+        outside = Path(version.path) if version.folder == OUTSIDE else None
+        source = Source(
+            root=outside.parent if outside else self._folders[version.folder].path,
+            folder=version.folder,
+            path=outside.name if outside else version.path,
+            version=Identity(version.size, version.mtime_ns, version.inode),
+        )
+        self._offered[id(source)] = delivery
+        try:
+            return await self._send_to_one(source, delivery)
+        finally:
+            del self._offered[id(source)]
+
+    async def _send_to_one(self, source: Source, delivery: Delivery) -> Sent:
+        """Send to one of the peer's clients."""
+        peer = JID.parse(delivery.peer)
+        for _ in range(MAX_RESOURCES_TRIED):
+            resource = self.client.contacts.choose(peer)
+            assert resource.info is not None
+            features = resource.info.features
+            target = Target(
+                jid=resource.jid,
+                is_syncd=si.NS_SYNC in features,
+                can_seal=si.NS_SEAL in features,
+            )
+            try:
+                sent = await self.sender.send(source, target)
+            except OfflineError as error:
+                if not isinstance(error.__cause__, StanzaError):
+                    raise
+                # The answer says that this client is not there; perhaps another one is.
+                log.info("%s; trying the next client of %s", error, peer)
+                self.client.gone(resource)
+                continue
+            outcome: Literal["delivered", "sent"] = "delivered" if sent.confirmed else "sent"
+            log.info("%s %s to %s", outcome, printable(source.path), target.jid)
+            return Sent(outcome=outcome, digest=sent.digest.hex())
+        raise OfflineError(f"{peer} is offline, though its server says otherwise")
+
+    def _watch_outgoing(
+        self, target: Target, source: Source, progress: Progress
+    ) -> contextlib.AbstractContextManager[None]:
+        """Show a transfer from here, whose offer the peer has taken."""
+        if (delivery := self._offered.get(id(source))) is not None:
+            self.engine.answered(delivery)
+        return self._transfers.watch(
+            "send",
+            peer=str(target.jid),
+            folder=source.folder,
+            path=source.path,
+            size=source.version.size,
+            progress=progress,
+        )
+
+    def _watch_incoming(self, incoming: Incoming) -> contextlib.AbstractContextManager[None]:
+        return self._transfers.watch(
+            "receive",
+            peer=str(incoming.sender),
+            folder=incoming.inbox.folder,
+            path=incoming.path,
+            size=incoming.size or 0,
+            progress=incoming.progress,
+        )
+
+    def _contacts_changed(self) -> None:
+        if self.client.since != self._since:
+            self._since = self.client.since
+            self.discovery.refresh()
+        online = self.client.contacts.online()
+        # The engine knows peers as they are configured, a fixed resource included.
+        self.engine.set_online(frozenset(str(peer) for peer in self.peers if peer in online))
+
+    def limit_of(self, peer: str) -> int:
+        """How many deliveries may run to a peer; a client not known to take more gets one."""
+        jid = JID.parse(peer)
+        try:
+            resource = self.client.contacts.choose(jid)
+        except OfflineError:
+            return 1
+        if resource.info is None or si.NS_SYNC not in resource.info.features:
+            return 1
+        return self._parallel.get(jid.bare) or self.config.transfer.parallel
+
+    def _inbox_for(self, sender: JID, folder: str) -> Inbox:
+        if folder:
+            found = self._folders.get(folder)
+            if found is not None and sender in found.accept_from:
+                return Inbox(root=found.path, folder=folder)
+        elif self.config.inbox is not None and sender in self.config.inbox.accept_from:
+            return Inbox(root=self.config.inbox.path, folder="")
+        raise DeclinedError("not accepted from you here")
+
+    async def _known(self, inbox: Inbox, path: str) -> Known | None:
+        arrival = await self.engine.known_arrival(inbox.folder, path) if inbox.folder else None
+        if arrival is None:
+            return None
+        version = arrival.version
+        return Known(
+            peer=JID.parse(arrival.peer),
+            identity=Identity(version.size, version.mtime_ns, version.inode),
+            source_size=arrival.source_size,
+            source_mtime_ns=arrival.source_mtime_ns,
+            digest=bytes.fromhex(arrival.digest),
+        )
+
+    async def _arriving(self, arriving: Arriving) -> None:
+        if not arriving.inbox.folder:
+            return  # nothing goes out from the inbox, so nothing can be echoed
+        known = arriving.known
+        version = FileVersion(
+            folder=arriving.inbox.folder,
+            path=arriving.path,
+            size=known.identity.size,
+            mtime_ns=known.identity.mtime_ns,
+            inode=known.identity.inode,
+        )
+        await self.engine.arriving(
+            Arrival(
+                version=version,
+                peer=str(known.peer),
+                digest=known.digest.hex(),
+                source_size=known.source_size,
+                source_mtime_ns=known.source_mtime_ns,
+            )
+        )
+
+
+def kept_name(file: Path, make: Callable[[], str]) -> str:
+    """A name that is made once and stays ours.
+
+    Args:
+      file: Where it is kept.
+      make: Makes one, of letters, digits and dashes.
+    """
+    try:
+        name = file.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        name = ""
+    if not re.fullmatch("[A-Za-z0-9-]{1,64}", name):
+        name = make()
+        # Where it cannot be kept, another one is made next time.
+        with contextlib.suppress(OSError):
+            file.write_text(f"{name}\n", encoding="ascii")
+    return name
+
+
+def _handlers(inband: Inband | None) -> dict[str, Handler]:
+    """What answers the requests of in-band bytestreams."""
+    if inband is None:
+        return {}
+
+    def on_open(iq: Iq) -> Awaitable[None]:
+        if iq.payload is not None:
+            schema.check(iq.payload)
+        return inband.on_open(iq)
+
+    return {ibb.OPEN: on_open, ibb.DATA: inband.on_data, ibb.CLOSE: inband.on_close}
+
+
+def new_resource() -> str:
+    """A resource for our full JID."""
+    # ASCII, because clients hash it in different encodings.
+    return f"syncd-{secrets.token_hex(4)}"
+
+
+def _new_agent() -> str:
+    return str(uuid.uuid4())
