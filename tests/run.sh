@@ -17,6 +17,8 @@ install_servers() {
     lacking=
     has prosody || lacking="$lacking prosody lua-sec"
     has ejabberdctl || lacking="$lacking ejabberd"
+    has debootstrap || lacking="$lacking debootstrap"
+    has systemd-nspawn || lacking="$lacking systemd-container"
     [ -n "$lacking" ] || return 0
 
     if ! has apt-get; then
@@ -61,7 +63,9 @@ install_servers() {
     # Nor are they to start with the machine: the tests run their own.
     if has systemctl; then
         for package in $lacking; do
-            [ "$package" = lua-sec ] || $as_root systemctl --quiet disable "$package" 2>/dev/null || :
+            case $package in
+            prosody | ejabberd) $as_root systemctl --quiet disable "$package" 2>/dev/null || : ;;
+            esac
         done
     fi
 }
