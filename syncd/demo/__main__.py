@@ -11,11 +11,16 @@ import datetime
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
-from syncd.demo.certificate import Certificate, make_certificate
-from syncd.demo.server import open_server
+from syncd.demo.login import EVERYTHING, NOTHING_MORE
+from syncd.demo.server import Certificate, Server, make_certificate, open_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
 
 def main() -> None:
@@ -29,10 +34,22 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, required=True, help="for ca.pem and the server's key"
     )
+    parser.add_argument(
+        "--all", action="store_true", help="SASL2, Bind 2, tokens, stream management as well"
+    )
     args = parser.parse_args()
+    abilities = EVERYTHING if args.all else NOTHING_MORE
     certificate = load_certificate(args.directory, args.domain)
     try:
-        trio.run(partial(_serve, args.domain, dict(args.account), args.port, certificate))
+        serve = partial(
+            open_server,
+            domain=args.domain,
+            accounts=dict(args.account),
+            port=args.port,
+            certificate=certificate,
+            abilities=abilities,
+        )
+        trio.run(_serve, serve)
     except* KeyboardInterrupt:
         sys.exit(130)  # as shells have it: 128 + SIGINT
 
@@ -51,12 +68,8 @@ def load_certificate(directory: Path, domain: str) -> Certificate:
     return made
 
 
-async def _serve(
-    domain: str, accounts: dict[str, str], port: int, certificate: Certificate
-) -> None:
-    async with open_server(
-        domain=domain, accounts=accounts, port=port, certificate=certificate
-    ) as server:
+async def _serve(serve: Callable[[], AbstractAsyncContextManager[Server]]) -> None:
+    async with serve() as server:
         sys.stdout.write(f"port {server.port}\n")
         sys.stdout.flush()
         await trio.sleep_forever()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from syncd.demo.faults import cut
+from syncd.demo.presence import Session
+from syncd.demo.resumption import RESUME_WITHIN
 from syncd.demo.stream import (
     Bound,
     ServerStream,
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 
     from syncd.demo.faults import Faults
     from syncd.demo.login import Accounts
-    from syncd.demo.presence import Session
     from syncd.demo.routing import Router
     from syncd.xmpp.jid import JID
+    from syncd.xmpp.sm import StreamManagement
 
 # ejabberd's is 120 s; on this machine a login takes milliseconds.
 LOGIN_TIMEOUT = 60.0  # seconds
@@ -81,12 +83,19 @@ class Connection:
         self._direct_tls = direct_tls
         self._max_queue = max_queue
         self._session: Session | None = None
+        self._gone = False  # the connection is over; its session may not be
         self._scope = trio.CancelScope()
         self._wake = trio.Event()
         self._writing = 0  # bytes taken from the stream, and not yet written
         self._last = False  # nothing more will be queued
         self._stream = ServerStream(
-            accounts, token=token, bind=self._bind, secure=direct_tls, max_stanza=max_stanza
+            accounts,
+            token=token,
+            bind=self._bind,
+            secure=direct_tls,
+            max_stanza=max_stanza,
+            resume=self._resume,
+            hidden=faults.hidden,
         )
 
     async def run(self) -> None:
@@ -97,9 +106,17 @@ class Connection:
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client hung up, or was cut off
         finally:
+            self._gone = True
+            self._stream.lose()
             if self._session is not None:
-                self._router.unbind(self._session)
+                self._leave(self._session)
             await trio.aclose_forcefully(self._wire)
+
+    def _leave(self, session: Session) -> None:
+        if self._stream.resumable:
+            self._router.keep(session, RESUME_WITHIN)
+        else:
+            self._router.unbind(session)
 
     async def _serve(self) -> None:
         if self._direct_tls:
@@ -186,24 +203,50 @@ class Connection:
 
     def _bind(self, account: JID, resource: str) -> JID:
         self._session = self._router.bind(
-            account, resource, send=self._send, end=self._end, cut=self._cut
+            account,
+            resource,
+            send=self._send,
+            end=self._end,
+            cut=self._cut,
+            replaced=self._replaced,
+            managed=self._managed,
         )
         return self._session.jid
 
+    def _resume(self, account: JID, previous: str) -> StreamManagement:
+        ours = Session(account, self._send, self._end, self._cut, self._replaced, self._managed)
+        self._session, managed = self._router.resume(account, previous, ours)
+        return managed
+
+    def _managed(self) -> StreamManagement | None:
+        return self._stream.management.kept
+
+    def _replaced(self) -> None:
+        # Before the end, which would take the session along.
+        self._session = None
+        self._end("conflict")
+
     def _send(self, stanza: bytes) -> None:
-        if self._stream.state is not State.OPEN:
-            return
         self._stream.send(stanza)
         if self._stream.queued + self._writing > self._max_queue:
+            self._stream.close()
             self._cut()
+        elif self._stream.state is not State.OPEN:
+            self._end_soon()
         self._wake.set()
 
     def _end(self, condition: str) -> None:
         self._stream.close(condition)
-        self._scope.deadline = trio.current_time() + CLOSE_TIMEOUT
+        self._end_soon()
         self._wake.set()
 
+    def _end_soon(self) -> None:
+        """Give the client a moment to read why its stream has ended."""
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + CLOSE_TIMEOUT)
+        if self._gone and self._session is not None and not self._stream.resumable:
+            self._router.unbind(self._session)
+
     def _cut(self) -> None:
-        self._stream.close()
+        self._stream.lose()
         self._scope.cancel()
         cut(self._transport)

@@ -54,6 +54,11 @@ class Faults:
         262144). None: the server's own limit.
       rate: Read no faster than this from each client (bytes per second; Debian's
         ejabberd: 3000). None: as fast as it comes.
+      hidden: Mechanisms, channel bindings and namespaces that the client does not see in the
+        offer, as if somebody between had taken them out; the server believes that it does.
+      clock_ahead: The server's clock is so far ahead of the truth, seconds: its tokens expire
+        sooner.
+      forget_sessions: No session can be resumed (XEP-0198), as after a restart.
       forget_presence: When a session ends, tell nobody that it is gone.
       proxy_silent: The proxy takes connections and never answers.
       proxy_one_way: The first party at the proxy is the target, the second the requester,
@@ -70,6 +75,9 @@ class Faults:
     refuse_login: str = ""
     max_stanza: int | None = None
     rate: int | None = None
+    hidden: frozenset[str] = frozenset()
+    clock_ahead: float = 0.0
+    forget_sessions: bool = False
     forget_presence: bool = False
     proxy_silent: bool = False
     proxy_one_way: bool = False

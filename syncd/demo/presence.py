@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from xml.etree.ElementTree import Element
 
+    from syncd.xmpp.sm import StreamManagement
     from syncd.xmpp.stanza import Iq
 
 NS_ROSTER = "jabber:iq:roster"
@@ -38,18 +39,24 @@ class Session:
       send: Queues a written stanza for it.
       end: Ends its stream with a stream error; an empty condition: in peace.
       cut: Cuts its connection at once (TCP RST).
+      replaced: Tells its connection that another one has taken it over (XEP-0198 section 5).
+      managed: What makes it resumable; None if nothing does.
       presence: The last one it told everybody, or None while it is not available.
       interested: It asked for the roster, so it is told changes (RFC 6121 section 2.2).
       directed: Whom it has told its presence in particular (RFC 6121 section 4.6).
+      moves: How often its connection has broken or changed.
     """
 
     jid: JID
     send: Callable[[bytes], None]
     end: Callable[[str], None]
     cut: Callable[[], None]
+    replaced: Callable[[], None] = lambda: None
+    managed: Callable[[], StreamManagement | None] = lambda: None
     presence: Element | None = None
     interested: bool = False
     directed: set[JID] = field(default_factory=set)
+    moves: int = 0
 
     @property
     def priority(self) -> int:

@@ -17,13 +17,23 @@ from syncd.xmpp.stanza import (
     make_iq,
     read_iq,
 )
-from syncd.xmpp.xml import make, serialise
+from syncd.xmpp.xml import (
+    NS_CLIENT,
+    NS_STREAMS,
+    Closed,
+    Malformed,
+    Opened,
+    StreamParser,
+    make,
+    serialise,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from xml.etree.ElementTree import Element
 
     from syncd.demo.faults import Faults
+    from syncd.xmpp.sm import StreamManagement
 
 NS_INFO = "http://jabber.org/protocol/disco#info"
 NS_ITEMS = "http://jabber.org/protocol/disco#items"
@@ -102,6 +112,8 @@ class Router:
         send: Callable[[bytes], None],
         end: Callable[[str], None],
         cut: Callable[[], None],
+        replaced: Callable[[], None] = lambda: None,
+        managed: Callable[[], StreamManagement | None] = lambda: None,
     ) -> Session:
         """Give a client its address (RFC 6120 section 7).
 
@@ -114,6 +126,8 @@ class Router:
           send: As `Session` has it, and so are the others.
           end: Likewise.
           cut: Likewise.
+          replaced: Likewise.
+          managed: Likewise.
 
         Raises:
           StanzaError: The resource is none, or there are too many.
@@ -128,10 +142,64 @@ class Router:
             old.end("conflict")
         elif len(self.sessions.matching(account)) >= MAX_RESOURCES:
             raise StanzaError(ErrorType.WAIT, "resource-constraint", "too many resources")
-        session = Session(jid, send, end, cut)
+        session = Session(jid, send, end, cut, replaced, managed)
         self.sessions.add(session)
         self._changed()
         return session
+
+    def resume(
+        self, account: JID, previous: str, successor: Session
+    ) -> tuple[Session, StreamManagement]:
+        """Hand a session over to another connection (XEP-0198 section 5).
+
+        Args:
+          account: Who logged in.
+          previous: The id of the session.
+          successor: What reaches the client now; the rest of it does not count.
+
+        Returns:
+          The session as it was, and what is to be sent again.
+
+        Raises:
+          StanzaError: There is no such session of this account.
+        """
+        for session in self.sessions.matching(account):
+            managed = session.managed()
+            if managed is None or not managed.id or managed.id != previous:
+                continue
+            if self._faults.forget_sessions:
+                continue
+            session.replaced()
+            session.moves += 1
+            session.send, session.end = successor.send, successor.end
+            session.cut, session.replaced = successor.cut, successor.replaced
+            session.managed = successor.managed
+            return session, managed
+        raise StanzaError(ErrorType.CANCEL, "item-not-found", "no such session")
+
+    def keep(self, session: Session, seconds: float) -> None:
+        """Keep a session whose connection broke, until it is resumed or the time is over."""
+        session.moves += 1
+        moves = session.moves
+
+        def expire() -> None:
+            if session.moves == moves and self.sessions.get(session.jid) is session:
+                self.unbind(session)
+                self._return_unacknowledged(session)
+
+        self._later(seconds, expire)
+
+    def _return_unacknowledged(self, session: Session) -> None:
+        """Tell the senders what the session has never got (XEP-0198 section 4)."""
+        managed = session.managed()
+        parser = StreamParser()
+        parser.feed(f"<s:stream xmlns:s='{NS_STREAMS}' xmlns='{NS_CLIENT}'>".encode())
+        unavailable = StanzaError(ErrorType.CANCEL, "service-unavailable", "the session ended")
+        for stanza in parser.feed(b"".join(managed.unacked if managed is not None else ())):
+            assert not isinstance(stanza, Opened | Closed | Malformed), "we wrote it ourselves"
+            sender = self.sessions.get(JID.parse(stanza.get("from") or str(self._domain)))
+            if sender is not None and stanza.tag != PRESENCE:
+                self._refuse(sender, stanza, session.jid, unavailable)
 
     def unbind(self, session: Session) -> None:
         """Forget a session whose stream has ended, and tell who knew of it."""

@@ -1,19 +1,26 @@
-"""`open_server`: a whole XMPP server on this machine."""
+"""`open_server`: a whole XMPP server on this machine, with a certificate made on the spot."""
 
 from __future__ import annotations
 
 import datetime
 import secrets
+import ssl
+import tempfile
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from syncd.demo.certificate import make_certificate
 from syncd.demo.connection import MAX_QUEUE, Connection
 from syncd.demo.faults import Faults
-from syncd.demo.login import DEFAULT_MECHANISMS, Accounts
+from syncd.demo.login import DEFAULT_MECHANISMS, NOTHING_MORE, Abilities, Accounts
 from syncd.demo.proxy65 import Proxy65
 from syncd.demo.routing import Router
 from syncd.demo.stream import MAX_STANZA
@@ -22,7 +29,6 @@ from syncd.xmpp.jid import JID
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from syncd.demo.certificate import Certificate
     from syncd.demo.presence import Sessions
     from syncd.xmpp.stanza import Iq
 
@@ -34,6 +40,58 @@ MAX_CONNECTIONS = 1_024
 SHUTDOWN_TIMEOUT = 0.5  # seconds
 # Stanzas that wait for their delay to pass; what is more is lost.
 MAX_LATER = 10_000
+
+# Long enough for any demo that is kept running, short enough that a forgotten CA file in
+# somebody's trust store soon means nothing.
+VALIDITY = datetime.timedelta(days=30)
+# Clocks of containers and virtual machines are sometimes behind.
+_BACKDATE = datetime.timedelta(days=1)
+
+_SIGNING = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    crl_sign=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A server's certificate with its key, and the authority that signed it; all PEM.
+
+    Attributes:
+      ca_pem: What clients must trust.
+      certificate_pem: The server's own certificate.
+      key_pem: Its private key, not encrypted.
+    """
+
+    ca_pem: bytes
+    certificate_pem: bytes
+    key_pem: bytes
+
+    @property
+    def end_point(self) -> bytes:
+        """Its hash, by the hash function that it is signed with (RFC 5929 section 4.1)."""
+        certificate = x509.load_pem_x509_certificate(self.certificate_pem)
+        algorithm = certificate.signature_hash_algorithm
+        assert algorithm is not None, "the authority here signs with ECDSA"
+        return certificate.fingerprint(algorithm)
+
+    def server_context(self) -> ssl.SSLContext:
+        """A TLS context that serves this certificate (TLS 1.2 or later)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # The ssl module reads keys from files only; the directory is 0700 and soon gone.
+        with tempfile.TemporaryDirectory() as name:
+            both = Path(name, "both.pem")
+            both.write_bytes(self.key_pem + self.certificate_pem)
+            context.load_cert_chain(both)
+        return context
 
 
 class Server:
@@ -102,6 +160,7 @@ async def open_server(
     faults: Faults | None = None,
     certificate: Certificate | None = None,
     mechanisms: tuple[str, ...] = DEFAULT_MECHANISMS,
+    abilities: Abilities = NOTHING_MORE,
     host: str = "127.0.0.1",
     port: int = 0,
     proxy: bool = True,
@@ -119,6 +178,7 @@ async def open_server(
       faults: What it does wrong, to begin with.
       certificate: Use this one; None: make one.
       mechanisms: SASL mechanisms to offer, in this order; PLAIN is possible.
+      abilities: What it can beside RFC 6120.
       host: IP address to listen on, also the proxy's.
       port: TCP port for clients; 0: any free one.
       proxy: Have a SOCKS5 bytestreams proxy, on any free port.
@@ -135,7 +195,7 @@ async def open_server(
             name: {other: "both" for other in accounts if other != name} for name in accounts
         }
     if certificate is None:
-        certificate = make_certificate(domain, datetime.datetime.now(datetime.UTC))
+        certificate = make_certificate(domain, _now())
     async with trio.open_nursery() as nursery:
         proxy65 = Proxy65(JID("", f"proxy.{domain}"), host, faults) if proxy else None
         router = Router(
@@ -158,6 +218,9 @@ async def open_server(
                     token=secrets.token_bytes,
                     mechanisms=mechanisms,
                     refusal=lambda: faults.refuse_login,
+                    abilities=abilities,
+                    end_point=certificate.end_point,
+                    now=lambda: _now() + datetime.timedelta(seconds=faults.clock_ahead),
                 ),
                 router=router,
                 faults=faults,
@@ -243,6 +306,10 @@ async def _listen(
     return bound
 
 
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
 def _token() -> str:
     return secrets.token_hex(16)
 
@@ -253,3 +320,68 @@ def _jid(jid: JID | str) -> JID:
 
 def _uninspected(_: Iq, __: JID, ___: JID) -> None:
     """Without a proxy nobody cares for offers."""
+
+
+def make_certificate(domain: str, now: datetime.datetime) -> Certificate:
+    """Make an authority, and let it sign one certificate; its key is then thrown away.
+
+    Args:
+      domain: The server's name, as clients check it (RFC 6125).
+      now: The time, with its zone; the certificate is valid for `VALIDITY` from here.
+    """
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name(
+        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, f"syncd demo CA for {domain}")]
+    )
+    ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
+    ca = (
+        _builder(ca_name, ca_name, ca_key, now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_SIGNING, critical=True)
+        .add_extension(ca_id, critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    # Since Python 3.13 clients check strictly (RFC 5280), hence all these extensions.
+    leaf = (
+        _builder(_name("syncd demo server"), ca_name, key, now)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(domain)]), critical=True)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_id),
+            critical=False,
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+    return Certificate(
+        ca_pem=ca.public_bytes(serialization.Encoding.PEM),
+        certificate_pem=leaf.public_bytes(serialization.Encoding.PEM),
+        key_pem=key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+
+
+def _name(text: str) -> x509.Name:
+    # RFC 5280 allows 64 characters; only the alternative name is checked by clients.
+    return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, text[:64])])
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    now: datetime.datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + VALIDITY)
+    )

@@ -6,7 +6,10 @@
       ▲                             ├─ no login ────▶ AUTH ──proof──┐            │
       ├── new parser, new header ◀──┼───────────────────────────────┘            │
       ├── tls_started() ◀───────────┼────────────────────────────────────────────┘
-      │                             └─ else ────────▶ BIND ──<bind/>──▶ OPEN ──▶ CLOSED
+      │                             └─ else ─▶ BIND ──<bind/> or <resume/>──▶ OPEN ──▶ CLOSED
+
+With SASL2 (XEP-0388) the stream does not start anew: AUTH leads to OPEN at once if the client
+asked for its resource or its former session inside the login, and else to BIND.
 
 What the client does wrong is the last event, `StreamEnded`, and the stream error that
 answers it is already in `data_to_send`.
@@ -15,14 +18,32 @@ answers it is already in `data_to_send`.
 from __future__ import annotations
 
 import enum
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from syncd.demo.login import Exchange, LoginRefusedError
-from syncd.errors import AuthenticationError, StanzaError
-from syncd.xmpp import sasl
+from syncd.demo.login import (
+    Exchange,
+    LoginRefusedError,
+    Request,
+    Step,
+    make_offer,
+    make_success,
+    read_request,
+)
+from syncd.demo.resumption import Management, no_session
+from syncd.errors import AuthenticationError, RemoteProtocolError, StanzaError
+from syncd.xmpp import sasl, sm
 from syncd.xmpp.jid import JID
-from syncd.xmpp.login import NS_SASL
+from syncd.xmpp.login import (
+    AUTHENTICATE,
+    CHALLENGE,
+    FAILURE,
+    NS_BIND2,
+    NS_SASL,
+    NS_SASL2,
+    RESPONSE,
+)
 from syncd.xmpp.stanza import (
     IQ,
     MESSAGE,
@@ -46,10 +67,12 @@ from syncd.xmpp.xml import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from xml.etree.ElementTree import Element
 
     from syncd.demo.login import Accounts
+    from syncd.demo.resumption import Resume
+    from syncd.xmpp.sm import StreamManagement
 
 NS_SESSION = "urn:ietf:params:xml:ns:xmpp-session"
 
@@ -107,9 +130,10 @@ Event = TLSWanted | Bound | StanzaReceived | StreamEnded
 class _StreamEndedError(Exception):
     """Leaves the handlers below; never leaves this module."""
 
-    def __init__(self, condition: str) -> None:
+    def __init__(self, condition: str, *details: Element) -> None:
         super().__init__(condition)
         self.condition = condition
+        self.details = details
 
 
 class ServerStream:
@@ -122,9 +146,13 @@ class ServerStream:
         the full JID; raises `StanzaError` to refuse.
       secure: The connection is inside TLS already (direct TLS, XEP-0368).
       max_stanza: Limit after the login, bytes.
+      resume: Hands a former session over (XEP-0198).
+      hidden: Mechanisms, bindings and namespaces that do not reach the client, as if somebody
+        between took them out of the offer.
 
     Attributes:
       state: Where the stream is.
+      management: What it counts, so that its session can be resumed (XEP-0198).
     """
 
     def __init__(
@@ -135,15 +163,23 @@ class ServerStream:
         bind: Callable[[JID, str], JID],
         secure: bool = False,
         max_stanza: int = MAX_STANZA,
+        resume: Resume = no_session,
+        hidden: frozenset[str] = frozenset(),
     ) -> None:
         self.state = State.HEADER
+        self._abilities = accounts.abilities
+        self.management = Management(able=self._abilities.managed, token=token, resume=resume)
+        self._hidden = hidden
         self._accounts = accounts
         self._token = token
         self._bind = bind
         self._secure = secure
         self._max_stanza = max_stanza
         self._account: JID | None = None
+        self._jid: JID | None = None
         self._exchange: Exchange | None = None
+        self._request: Request | None = None  # with SASL2
+        self._over = False  # the session ends with the stream
         self._tries = 0
         self._begun = False  # something of the client's header is here
         self._answered = False  # our header is out
@@ -162,8 +198,17 @@ class ServerStream:
             (State.AUTH, f"{{{NS_SASL}}}auth"): self._on_auth,
             (State.AUTH, f"{{{NS_SASL}}}response"): self._on_response,
             (State.AUTH, f"{{{NS_SASL}}}abort"): lambda _: self._refuse("aborted"),
+            # XEP-0388 section 2
+            (State.AUTH, AUTHENTICATE): self._on_authenticate,
+            (State.AUTH, RESPONSE): self._on_response,
+            (State.AUTH, f"{{{NS_SASL2}}}abort"): lambda _: self._refuse("aborted"),
             # section 7
             (State.BIND, IQ): self._on_bind,
+            # XEP-0198 sections 3 to 5
+            (State.BIND, f"{{{sm.NS}}}resume"): self._on_resume,
+            (State.OPEN, f"{{{sm.NS}}}enable"): self._on_enable,
+            (State.OPEN, f"{{{sm.NS}}}r"): self._on_ack_request,
+            (State.OPEN, f"{{{sm.NS}}}a"): self._on_ack,
             # section 8
             **{(State.OPEN, tag): self._on_stanza for tag in (IQ, MESSAGE, PRESENCE)},
         }
@@ -194,7 +239,7 @@ class ServerStream:
             try:
                 self._receive(item)
             except _StreamEndedError as ended:
-                self.close(ended.condition)
+                self.close(ended.condition, *ended.details)
                 self._end(ended.condition)
             # Bytes read before TLS or the login began must not count after it
             # (the injection of CVE-2011-0411).
@@ -209,12 +254,34 @@ class ServerStream:
         return data
 
     def send(self, stanza: bytes) -> None:
-        """Queue a written stanza; lost if the stream is not, or no longer, open."""
+        """Queue a written stanza; lost if the stream is not, or no longer, open.
+
+        If the connection broke, and the session can be resumed, it waits for that.
+        """
         if self.state is State.OPEN:
             self._out += stanza
+        kept = self.management.kept
+        if kept is None or not (self.state is State.OPEN or self.resumable):
+            return
+        if kept.sent(stanza) and self.state is State.OPEN:
+            self._out += serialise(make(f"{{{sm.NS}}}r"))
+        if kept.full:
+            self.close("policy-violation")  # it acknowledges nothing, or is away too long
+            self._over = True
 
-    def close(self, condition: str = "") -> None:
+    @property
+    def resumable(self) -> bool:
+        """Whether the stream broke, and its session waits for another."""
+        broke = self.state is State.CLOSED and not self._over
+        return broke and self.management.resumable
+
+    def lose(self) -> None:
+        """The connection is gone; nothing more can be said on it."""
+        self.state = State.CLOSED
+
+    def close(self, condition: str = "", *details: Element) -> None:
         """Queue a stream error, if there is a condition, and our footer; nothing follows."""
+        self._over = True
         if self.state is State.CLOSED:
             return
         # RFC 6120 section 4.9.1.2: our header comes before any error.
@@ -222,6 +289,7 @@ class ServerStream:
             self._answer()
         if condition:
             error = serialise(make(f"{{{NS_STREAM_ERRORS}}}{condition}"))
+            error += b"".join(map(serialise, details))
             self._out += b"<stream:error>" + error + b"</stream:error>"
         self._out += b"</stream:stream>"
         self.state = State.CLOSED
@@ -245,7 +313,9 @@ class ServerStream:
         return True
 
     def _restart(self) -> None:
-        limit = self._max_stanza if self._account else _MAX_STANZA_BEFORE_LOGIN
+        # With SASL2 the parser that begins inside TLS stays the one of the open stream.
+        known = self._account or (self._secure and self._abilities.sasl2)
+        limit = self._max_stanza if known else _MAX_STANZA_BEFORE_LOGIN
         self._parser = StreamParser(max_stanza=limit)
         self._answered = self._begun = False
         self.state = State.HEADER
@@ -293,10 +363,7 @@ class ServerStream:
             features = [make(f"{{{NS_TLS}}}starttls", None, make(f"{{{NS_TLS}}}required"))]
             self.state = State.STARTTLS
         elif self._account is None:
-            names = [
-                make(f"{{{NS_SASL}}}mechanism", text=name) for name in self._accounts.mechanisms
-            ]
-            features = [make(f"{{{NS_SASL}}}mechanisms", None, *names)]
+            features = make_offer(self._accounts, self._hidden)
             self.state = State.AUTH
         else:
             # COMPAT(RFC 3921): the session that RFC 6121 abolished, for who still looks.
@@ -304,9 +371,14 @@ class ServerStream:
             features = [
                 make(f"{{{NS_BIND}}}bind"),
                 make(f"{{{NS_SESSION}}}session", None, optional),
+                *([make(f"{{{sm.NS}}}sm")] if self._abilities.managed else []),
             ]
             self.state = State.BIND
-        written = b"".join(serialise(feature) for feature in features)
+        self._features(features)
+
+    def _features(self, features: list[Element]) -> None:
+        shown = [each for each in features if namespace(each.tag) not in self._hidden]
+        written = b"".join(map(serialise, shown))
         self._out += b"<stream:features>" + written + b"</stream:features>"
 
     def _on_starttls(self, _: Element) -> None:
@@ -318,43 +390,98 @@ class ServerStream:
         if self._exchange is not None:
             raise _StreamEndedError("unsupported-stanza-type")
         try:
-            self._exchange = Exchange(
-                self._accounts, element.get("mechanism", ""), self._token()
-            )
+            mechanism = element.get("mechanism", "")
+            self._exchange = Exchange(self._accounts, mechanism, self._token())
         except LoginRefusedError as refused:
             self._refuse(refused.condition)
         else:
-            self._advance(element)
+            self._advance(element.text)
+
+    def _on_authenticate(self, element: Element) -> None:
+        if self._exchange is not None or not self._abilities.sasl2:
+            raise _StreamEndedError("unsupported-stanza-type")
+        self._request = Request(mechanism="", initial="")  # a refusal is one of SASL2
+        try:
+            request = self._request = read_request(element, self._abilities)
+            agent = request.agent if request.fast else None
+            self._exchange = Exchange(self._accounts, request.mechanism, self._token(), agent)
+        except LoginRefusedError as refused:
+            self._refuse(refused.condition)
+        else:
+            self._advance(request.initial)
 
     def _on_response(self, element: Element) -> None:
-        if self._exchange is None:
+        if self._exchange is None or (element.tag == RESPONSE) != (self._request is not None):
             self._refuse("malformed-request")
         else:
-            self._advance(element)
+            self._advance(element.text)
 
-    def _advance(self, element: Element) -> None:
+    def _advance(self, text: str | None) -> None:
         assert self._exchange is not None
         try:
-            step = self._exchange.receive(sasl.decode(element.text))
+            step = self._exchange.receive(sasl.decode(text))
         except LoginRefusedError as refused:
             self._refuse(refused.condition)
             return
         except AuthenticationError:
             self._refuse("incorrect-encoding")
             return
-        # RFC 6120 section 6.4.6: an empty success has no text at all.
-        text = sasl.encode(step.data) if step.data or step.kind == "challenge" else None
-        self._out += serialise(make(f"{{{NS_SASL}}}{step.kind}", text=text))
         if step.kind == "success":
             self._account = JID.parse(f"{self._exchange.name}@{self._accounts.domain}")
-            self._exchange = None
-            self._restart()
+            self._succeed(self._account, self._exchange, step)
+            return
+        tag = CHALLENGE if self._request is not None else f"{{{NS_SASL}}}challenge"
+        self._out += serialise(make(tag, text=sasl.encode(step.data)))
+
+    def _succeed(self, account: JID, exchange: Exchange, step: Step) -> None:
+        request, self._request, self._exchange = self._request, None, None
+        if request is not None:
+            self._grant(account, request, step, rotate=exchange.rotate)
+            return
+        # RFC 6120 section 6.4.6: an empty success has no text at all.
+        text = sasl.encode(step.data) if step.data else None
+        self._out += serialise(make(f"{{{NS_SASL}}}success", text=text))
+        self._restart()
+
+    def _grant(self, account: JID, request: Request, step: Step, *, rotate: bool) -> None:
+        """Do what the client asked for inside SASL2, in the order of XEP-0386 section 3.2."""
+        results: list[Element] = []
+        jid, resumed = account, False
+        if request.resume is not None:
+            with self._counted(request.resume):
+                answer, resumed = self.management.resume(account, request.resume)
+            results.append(answer)
+        if request.bind and not resumed:
+            jid, bound = self._bind_inside(account, request)
+            results += bound
+        results += self._accounts.tokens.answer(account.local, request, rotate=rotate)
+        self._out += serialise(make_success(step.data, jid, results))
+        if resumed:
+            # XEP-0198 section 6.2: no features then.
+            self._go_on()
+        elif jid.resource:
+            self._features([])
+            self._open(jid)
+        else:
+            self._offer()
+
+    def _bind_inside(self, account: JID, request: Request) -> tuple[JID, list[Element]]:
+        """Bind as XEP-0386 section 3.2 has it; nothing is said if that cannot be done."""
+        try:
+            # The same client gets the same address again, so its former session ends, as one
+            # does whose resource is taken.
+            jid = self._bind(account, self._accounts.resource(account, request))
+        except StanzaError:
+            return account, []
+        enable = request.enable
+        inside = [] if enable is None else [self.management.enable(jid, enable)]
+        return jid, [make(f"{{{NS_BIND2}}}bound", None, *inside)]
 
     def _refuse(self, condition: str) -> None:
-        self._exchange = None
+        tag = FAILURE if self._request is not None else f"{{{NS_SASL}}}failure"
+        self._exchange = self._request = None
         self._tries += 1
-        failure = make(f"{{{NS_SASL}}}failure", None, make(f"{{{NS_SASL}}}{condition}"))
-        self._out += serialise(failure)
+        self._out += serialise(make(tag, None, make(f"{{{NS_SASL}}}{condition}")))
         if self._tries >= _MAX_TRIES:
             raise _StreamEndedError("policy-violation")
 
@@ -363,22 +490,63 @@ class ServerStream:
         tag = f"{{{NS_BIND}}}bind"
         try:
             iq = read_iq(element)
-        except StanzaError as error:
-            self._out += serialise(make_error_reply(element, error))
-            return
-        if iq.type != "set" or iq.payload is None or iq.payload.tag != tag:
-            # RFC 6120 section 7.1: nothing else before a resource is bound.
-            raise _StreamEndedError("not-authorized")
-        resource = (iq.payload.findtext(f"{{{NS_BIND}}}resource") or "").strip()
-        try:
-            jid = self._bind(self._account, resource)
+            if iq.type != "set" or iq.payload is None or iq.payload.tag != tag:
+                # RFC 6120 section 7.1: nothing else before a resource is bound.
+                raise _StreamEndedError("not-authorized")
+            resource = iq.payload.findtext(f"{{{NS_BIND}}}resource") or ""
+            jid = self._bind(self._account, resource.strip())
         except StanzaError as error:
             self._out += serialise(make_error_reply(element, error))
             return
         bound = make(tag, None, make(f"{{{NS_BIND}}}jid", text=str(jid)))
         self._out += serialise(make_iq("result", iq.id, None, bound))
+        self._open(jid)
+
+    def _open(self, jid: JID) -> None:
+        self._jid = jid
         self.state = State.OPEN
         self._events.append(Bound())
 
     def _on_stanza(self, stanza: Element) -> None:
+        if self.management.kept is not None:
+            self.management.kept.received()
         self._events.append(StanzaReceived(stanza))
+
+    def _on_enable(self, element: Element) -> None:
+        assert self._jid is not None, "a stream that is open has its address"
+        self._out += serialise(self.management.enable(self._jid, element))
+
+    def _on_resume(self, element: Element) -> None:
+        assert self._account is not None, "only who is logged in comes here"
+        with self._counted(element):
+            answer, resumed = self.management.resume(self._account, element)
+        self._out += serialise(answer)
+        if resumed:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        kept = self.management.kept
+        assert kept is not None, "it was resumed"
+        self._out += b"".join(kept.unacked)
+        self._open(kept.jid)
+
+    def _on_ack_request(self, _: Element) -> None:
+        self._out += serialise(make(f"{{{sm.NS}}}a", {"h": str(self._counting().handled)}))
+
+    def _on_ack(self, element: Element) -> None:
+        counting = self._counting()
+        with self._counted(element):
+            counting.acknowledged(sm.read_h(element))
+
+    def _counting(self) -> StreamManagement:
+        if self.management.kept is None:
+            raise _StreamEndedError("unsupported-stanza-type")
+        return self.management.kept
+
+    @contextmanager
+    def _counted(self, element: Element) -> Iterator[None]:
+        try:
+            yield
+        except RemoteProtocolError as error:
+            detail = self.management.too_high(element)
+            raise _StreamEndedError("undefined-condition", detail) from error

@@ -12,6 +12,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import trio
@@ -31,9 +32,10 @@ from syncd.link.retry import (
     back_off,
     other_resource,
     other_server,
+    read_host,
     resume_within,
 )
-from syncd.link.session import REQUEST_TIMEOUT, Answer, Handler, Session
+from syncd.link.session import REQUEST_TIMEOUT, Answer, Handler, MessageHandler, Session
 from syncd.xmpp import caps, sasl
 from syncd.xmpp.disco import (
     INFO,
@@ -58,8 +60,13 @@ if TYPE_CHECKING:
     from syncd.xmpp.disco import Identity
     from syncd.xmpp.jid import JID
     from syncd.xmpp.sm import StreamManagement
+    from syncd.xmpp.stream import ClientStream
 
 log = logging.getLogger(__name__)
+
+# Each resumption sends again what the server has not acknowledged. If it breaks the connection
+# off over that, with its reason lost on the way, only a new session gets on.
+MAX_VAIN = 3  # resumptions in a row, after which nothing more was acknowledged
 
 # What is answered here, whatever handlers there are.
 SERVED = frozenset({NS_INFO, NS_ITEMS, NS_PING, NS_VERSION, caps.NS})
@@ -77,7 +84,9 @@ class Client:
       handlers: For requests, by the tag of the payload; questions about ourselves, pings and
         the roster are answered here.
       changed: Called when the connection or the peers that are online changed.
-      logged_in: Gets the SASL mechanism when a stronger one than before was used, to be kept.
+      logged_in: Gets the strongest SASL mechanism that was used so far, and whether SASL2 was,
+        when there is something new about that to be kept.
+      messages: For messages, by the tag of a child; see `Session`.
 
     Attributes:
       problem: Why we are offline; None while online, or before the first attempt has failed.
@@ -94,7 +103,8 @@ class Client:
         features: frozenset[str],
         handlers: Mapping[str, Handler],
         changed: Callable[[], None] = lambda: None,
-        logged_in: Callable[[str], None] = lambda mechanism: None,
+        logged_in: Callable[[str, bool], None] = lambda mechanism, sasl2: None,
+        messages: Mapping[str, MessageHandler] = MappingProxyType({}),
     ) -> None:
         self._account = account
         self._contacts = contacts
@@ -108,7 +118,12 @@ class Client:
             caps.read_caps(make(PRESENCE, None, self._caps)), own_info
         )
         self._peers = Peers(
-            contacts, self._caps, request=self.request, send=self._send, changed=changed
+            contacts,
+            self._caps,
+            request=self.request,
+            send=self._send,
+            left=self._left,
+            changed=changed,
         )
         self._handlers = {ROSTER: self._peers.on_roster, **handlers}
         self._answers: dict[str, Answer] = {
@@ -117,6 +132,7 @@ class Client:
             PING: _on_ping,
             VERSION: self._on_version,
         }
+        self._messages = messages
         self._changed = changed
         self._logged_in = logged_in
         self._session: Session | None = None
@@ -127,6 +143,8 @@ class Client:
         self._elsewhere: tuple[str, int] | None = None  # where the server has sent us
         self._connected_at = -math.inf  # on the clock of the event loop
         self._breaks = 0  # in a row, each soon after the connection was made
+        self._acked = -1  # stanzas of this session, at its last break
+        self._vain = 0  # breaks in a row between which nothing was acknowledged
         self.problem: SyncdError | None = None
         self.since = time.time()
 
@@ -139,6 +157,11 @@ class Client:
     def connected(self) -> bool:
         """Whether there is a connection just now; a session may outlive one."""
         return self._session is not None and self._session.connected
+
+    @property
+    def server(self) -> str:
+        """Host and port of the server that we are connected to; empty if there is none."""
+        return self._session.server if self._session and self._session.connected else ""
 
     @property
     def contacts(self) -> Contacts:
@@ -209,9 +232,14 @@ class Client:
         """Live one session; the one that comes instead of a forgotten one is the next."""
         connection = self._successor or await self._connect()
         self._successor, self._connected_at = None, trio.current_time()
-        self._remember(connection.stream.mechanism)
+        self._acked, self._vain = -1, 0
+        self._remember(connection.stream)
         session = Session(
-            connection, self._handlers, self._peers.presence_received, self._answers
+            connection,
+            self._handlers,
+            self._peers.presence_received,
+            self._answers,
+            self._messages,
         )
 
         def begin(nursery: trio.Nursery) -> None:
@@ -227,11 +255,15 @@ class Client:
         finally:
             self._successor = session.successor
 
-    def _remember(self, mechanism: str) -> None:
+    def _remember(self, stream: ClientStream) -> None:
         """Never be talked into a weaker login than this server has let us use before."""
-        if sasl.strength(mechanism) > sasl.strength(self._account.least):
-            self._account = replace(self._account, least=mechanism)
-            self._logged_in(mechanism)
+        # A token's mechanism has no strength of its own: a stronger login has earned it.
+        known = self._account
+        least = max(known.least, stream.mechanism, key=sasl.strength)
+        sasl2 = known.sasl2 or stream.sasl2
+        if (least, sasl2) != (known.least, known.sasl2):
+            self._account = replace(known, least=least, sasl2=sasl2)
+            self._logged_in(least, sasl2)
 
     async def _connect(self, sm: StreamManagement | None = None) -> connect.Connection:
         """Connect; where the server sends us instead is tried, but from there we go nowhere.
@@ -249,6 +281,25 @@ class Client:
         log.info("the server sends us to %s:%d", *sent_by)
         return await connect.connect(replace(account, server=sent_by), sm)
 
+    async def _connect_again(self, sm: StreamManagement) -> connect.Connection:
+        """Connect where the server wants a session to be resumed, else as ever.
+
+        It is the one of many that keeps the session (XEP-0198 section 5), and held to the same
+        certificate.
+        """
+        preferred = read_host(sm.location, _default_port(self._account))
+        if preferred is not None:
+            try:
+                return await connect.connect(replace(self._account, server=preferred), sm)
+            except AuthenticationError:
+                raise  # each further attempt counts against us
+            except SyncdError as error:
+                log.info("not at %s:%d, where the server wants us: %s", *preferred, error)
+        connection = await self._connect(sm)
+        # If it goes without, whoever drops our packets there shall not hold the next time up.
+        sm.location = ""
+        return connection
+
     def _learn(self, error: SyncdError) -> None:
         """Come back elsewhere, or as somebody else, if that is why the session ended."""
         if self._session is not None:
@@ -259,6 +310,7 @@ class Client:
 
     async def _reconnect(self, sm: StreamManagement) -> connect.Connection | None:
         """Connect again to resume a session, for as long as the server keeps it."""
+        self._check_progress(sm)
         log.info("the connection broke; resuming")
         self._changed()
         held = trio.current_time() - self._connected_at
@@ -270,7 +322,7 @@ class Client:
                 if failures > 0:
                     await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
                 try:
-                    connection = await self._connect(sm)
+                    connection = await self._connect_again(sm)
                 except AuthenticationError:
                     raise  # each further attempt counts against us
                 except SyncdError as error:
@@ -285,10 +337,27 @@ class Client:
                     return connection
         return None
 
+    def _check_progress(self, sm: StreamManagement) -> None:
+        """Do not send the same for ever to a server that falls over it.
+
+        Raises:
+          OfflineError: That is so.
+        """
+        before, self._acked = self._acked, sm.acked_count
+        self._vain = self._vain + 1 if before == self._acked and sm.unacked else 0
+        if self._vain >= MAX_VAIN:
+            raise OfflineError(
+                "the server broke off each connection over what was sent to it",
+                hint="its log may say why; a limit on what clients send?",
+            )
+
     def _send(self, stanza: Element) -> None:
-        if self._session is None:
-            raise OfflineError("not connected to the server")
+        assert self._session is not None, "what finds the peers ends with the session"
         self._session.send(stanza)
+
+    def _left(self, jid: JID) -> None:
+        assert self._session is not None, "no presence comes without a session"
+        self._session.left(jid)
 
     def _on_info(self, iq: Iq) -> Element:
         node = _asked(iq).get("node")

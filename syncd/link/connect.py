@@ -23,8 +23,9 @@ from syncd.errors import (
     SyncdError,
     XMPPError,
 )
-from syncd.link import binding, resolve, tls
+from syncd.link import resolve, tls
 from syncd.link.resolve import Target, TLSMode
+from syncd.xmpp.login import Credentials
 from syncd.xmpp.stream import (
     Bound,
     ClientStream,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from syncd.xmpp.jid import JID
+    from syncd.xmpp.sasl import Token
     from syncd.xmpp.sm import StreamManagement
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,19 @@ ELSEWHERE = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Where a token is kept from one login to the next (XEP-0484); both block on the disk.
+
+    Attributes:
+      read: Gives the one that is kept, if any.
+      write: Keeps another one instead; None: none.
+    """
+
+    read: Callable[[], Token | None]
+    write: Callable[[Token | None], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """Whom to log in as, and where.
@@ -88,6 +103,8 @@ class Account:
       allow_plain: SASL PLAIN may be used inside TLS.
       agent: A UUID that stays ours (XEP-0388); empty: the resource of `jid` is asked for.
       least: The strongest SASL mechanism used with this server before.
+      sasl2: Whether SASL2 was.
+      tokens: Where a token is kept; None: none is asked for.
     """
 
     jid: JID
@@ -99,6 +116,8 @@ class Account:
     allow_plain: bool = False
     least: str = ""
     agent: str = ""
+    sasl2: bool = False
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +128,13 @@ class Connection:
       transport: To be closed by whoever got this.
       stream: In state OPEN.
       early: What came in the same read as the end of the login.
+      target: Where the server is; None if that was never looked for.
     """
 
     transport: trio.abc.Stream
     stream: ClientStream
     early: list[Event]
+    target: Target | None = None
 
 
 Find = Callable[[str, TLSMode], Awaitable[list[Target]]]
@@ -147,6 +168,7 @@ async def connect(
         protocol, or ended the stream.
     """
     password = await trio.to_thread.run_sync(account.password)
+    token = await _read_token(account)
     targets = await _find_targets(account, find)
     contexts = {
         direct: await _make_context(account, direct=direct)
@@ -154,7 +176,7 @@ async def connect(
     }
     failures: list[XMPPError] = []
     for target in targets:
-        login = _Login(account, password, resume, target, contexts[target.direct])
+        login = _Login(account, password, token, resume, target, contexts[target.direct])
         try:
             return await login.run()
         except XMPPError as error:
@@ -183,6 +205,13 @@ async def _find_targets(account: Account, find: Find) -> list[Target]:
         account.tls == "auto" and port == resolve.DIRECT_TLS_PORT
     )
     return [Target(host, port, direct)]
+
+
+async def _read_token(account: Account) -> Token | None:
+    if account.tokens is None:
+        return None
+    token = await trio.to_thread.run_sync(account.tokens.read)
+    return token if token is not None and token.expires > datetime.now(UTC) else None
 
 
 async def _make_context(account: Account, *, direct: bool) -> ssl.SSLContext:
@@ -216,6 +245,7 @@ class _Login:
 
     account: Account
     password: str = field(repr=False)
+    token: Token | None
     resume: StreamManagement | None
     target: Target
     context: ssl.SSLContext
@@ -253,25 +283,34 @@ class _Login:
         account = self.account
         return ClientStream(
             account.jid,
-            self.password,
-            nonce=secrets.token_urlsafe(24),
+            Credentials(
+                password=self.password,
+                nonce=secrets.token_urlsafe(24),
+                allow_plain=account.allow_plain,
+                least=account.least,
+                agent=account.agent,
+                sasl2=account.sasl2,
+                keeps_token=account.tokens is not None,
+                token=self.token,
+            ),
             secure=self.target.direct,
             end_point=end_point,
-            allow_plain=account.allow_plain,
             resume=self.resume,
-            least=account.least,
-            agent=account.agent,
         )
 
     async def _start_tls(
         self, transport: trio.abc.Stream
     ) -> tuple[trio.abc.Stream, bytes | None]:
         """Start TLS with the right server, and give what binds the login to it."""
+        # By dNSName (or address) alone. RFC 6120 section 13.7.1.2 knows SRV-IDs and xmppAddr
+        # as well, but OpenSSL does not match them, and its name constraints do not reach them:
+        # a CA that may certify only names of its own could then certify any domain's XMPP. No
+        # public CA issues them (CA/Browser Forum, Baseline Requirements 7.1.2.7.12).
         name = resolve.to_ascii(self.account.jid.domain)
         secured, der = await tls.start_tls(transport, self.context, name)
         if self.account.fingerprint is not None:
             tls.check_fingerprint(der, self.account.fingerprint)
-        return secured, binding.tls_server_end_point(der)
+        return secured, tls.tls_server_end_point(der)
 
     async def _log_in(self, transport: trio.abc.Stream, stream: ClientStream) -> Connection:
         """Drive the stream, inside TLS, until it is bound."""
@@ -286,12 +325,19 @@ class _Login:
                             await trio.to_thread.run_sync(key.derive, self.password)
                         )
                     case Bound() | Resumed():
-                        return Connection(transport, stream, events[number:])
+                        await self._keep_token(stream)
+                        return Connection(transport, stream, events[number:], self.target)
                     case StreamEnded(error):
+                        await self._keep_token(stream)
                         await _say_goodbye(transport, stream)
                         raise error or OfflineError("the server closed the stream")
                     case TLSWanted() | StanzaReceived():  # pragma: no cover
                         raise AssertionError("TLS is on, and no stanza comes before the bind")
+
+    async def _keep_token(self, stream: ClientStream) -> None:
+        """Keep what the login has left us: the same token, a new one, or none."""
+        if self.account.tokens is not None and stream.token != self.token:
+            await trio.to_thread.run_sync(self.account.tokens.write, stream.token)
 
     async def _see_certificate(self) -> bytes | None:
         """Shake hands once more, trusting nobody and saying nothing, to see the certificate.

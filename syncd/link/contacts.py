@@ -313,9 +313,8 @@ class Contacts:
         self.subscriptions.clear()
 
     def is_there(self, jid: JID) -> bool:
-        """Whether this very resource is available."""
-        resource = self._resources.get(jid.bare, {}).get(jid)
-        return resource is not None and not resource.gone
+        """Whether this very resource has said that it is available."""
+        return jid in self._resources.get(jid.bare, {})
 
     def online(self) -> frozenset[JID]:
         """The peers, as configured, that an offer could be sent to now."""

@@ -61,6 +61,7 @@ class Peers:
       caps: What our presence tells of us (XEP-0115).
       request: Sends a request on the session.
       send: Sends a stanza on the session; raises `OfflineError`.
+      left: Called with the full JID of a peer that was there and is not any more.
       changed: Called when the peers that are online changed.
     """
 
@@ -71,12 +72,14 @@ class Peers:
         *,
         request: Request,
         send: Callable[[Element], None],
+        left: Callable[[JID], None],
         changed: Callable[[], None],
     ) -> None:
         self._contacts = contacts
         self._caps = caps
         self._request = request
         self._send = send
+        self._left = left
         self._changed = changed
         self._own: JID | None = None
         self._nursery: trio.Nursery | None = None
@@ -110,10 +113,12 @@ class Peers:
             return
         if kind == "error":
             log.info("no presence at %s: %s", sender, read_error(presence))
-        before = self._contacts.online()
+        before, was_there = self._contacts.online(), self._contacts.is_there(sender)
         unknown = self._contacts.presence_received(presence)
         if unknown is not None:
             self._ask(unknown)
+        if kind == "unavailable" and was_there:
+            self._left(sender)
         if self._contacts.online() != before:
             self._changed()
         to_greet = self._contacts.subscriptions.presence_received(kind, sender)

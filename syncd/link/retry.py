@@ -82,12 +82,25 @@ def other_server(problem: SyncdError | None, default_port: int) -> tuple[str, in
     """
     if not isinstance(problem, StreamError) or problem.condition != "see-other-host":
         return None
+    return read_host(problem.other_host, default_port)
+
+
+def read_host(text: str, default_port: int) -> tuple[str, int] | None:
+    """Read a host as servers write it to clients (RFC 6120 section 4.9.3.19).
+
+    Args:
+      text: A name or an address, and perhaps a port.
+      default_port: If there is none.
+
+    Returns:
+      Host and port; None if it is nowhere that could be.
+    """
     try:
         # An IPv6 address belongs in brackets; alone it is no host with a port either.
-        return str(ipaddress.IPv6Address(problem.other_host)), default_port
+        return str(ipaddress.IPv6Address(text)), default_port
     except ValueError:
         pass
-    if (found := _HOST_AND_PORT.fullmatch(problem.other_host)) is None:
+    if (found := _HOST_AND_PORT.fullmatch(text)) is None:
         return None
     port = int(found[2]) if found[2] else default_port
     return (found[1].strip("[]"), port) if 0 < port < 65_536 else None

@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
 import trio
@@ -20,30 +19,36 @@ from syncd.errors import (
 )
 from syncd.link import connect
 from syncd.xmpp.disco import PING
+from syncd.xmpp.jid import JID
 from syncd.xmpp.sm import StreamManagement
 from syncd.xmpp.stanza import (
     IQ,
+    MESSAGE,
     PRESENCE,
     Iq,
     IqType,
     make_error_reply,
     make_iq,
     read_error,
+    read_from,
     read_iq,
 )
 from syncd.xmpp.stream import StanzaReceived, StreamEnded
-from syncd.xmpp.xml import make
-
-if TYPE_CHECKING:
-    from syncd.xmpp.jid import JID
+from syncd.xmpp.xml import make, namespace
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Iq], Awaitable[Element | None]]
-"""Takes a request and returns the payload of its result; raises `StanzaError` to refuse."""
+"""Takes a request and returns the payload of its result; raises `StanzaError` to refuse.
+
+Called in the order in which the requests came; what it returns is awaited beside the others.
+"""
 
 Answer = Callable[[Iq], Element | None]
 """The same for what is answered at once, without waiting for anything."""
+
+MessageHandler = Callable[[JID, Element], None]
+"""Takes the sender of a message and one child of it; raises `StanzaError` to refuse."""
 
 # The answer comes from a program, through two servers. A person is asked nowhere here.
 REQUEST_TIMEOUT = 60.0  # seconds
@@ -78,6 +83,8 @@ class Session:
       presence_received: Gets every presence.
       answers: By the tag of the payload; for requests that are answered at once, however many
         handlers are busy.
+      messages: By the tag of a child of the message; called at once, in the order in which the
+        messages came. Other messages are left alone (RFC 6121 section 5).
 
     Attributes:
       successor: Set when the session ended because the server had forgotten it: a new one is
@@ -90,6 +97,7 @@ class Session:
         handlers: Mapping[str, Handler],
         presence_received: Callable[[Element], None],
         answers: Mapping[str, Answer] = MappingProxyType({}),
+        messages: Mapping[str, MessageHandler] = MappingProxyType({}),
     ) -> None:
         self.successor: connect.Connection | None = None
         self._connection = connection
@@ -97,6 +105,7 @@ class Session:
         self._handlers = handlers
         self._presence_received = presence_received
         self._answers = answers
+        self._messages = messages
         self._waiting: dict[str, _Waiter] = {}
         self._writable = trio.Event()
         self._handling = 0
@@ -111,6 +120,11 @@ class Session:
     def jid(self) -> JID:
         """Our full JID."""
         return self._stream.jid
+
+    @property
+    def server(self) -> str:
+        """Host and port of the server, as far as it was looked for."""
+        return str(self._connection.target or "")
 
     @property
     def connected(self) -> bool:
@@ -183,6 +197,8 @@ class Session:
             await trio.aclose_forcefully(connection.transport)
             return False
         if connection.stream.sm is not sm:
+            if lost := len(sm.unacked):
+                log.info("the server has forgotten the session: %d stanzas may be lost", lost)
             self.successor = connection
             self._ended = OfflineError(
                 "the server has forgotten the session; here is a new one"
@@ -240,6 +256,16 @@ class Session:
         if self._gap is not None:
             self._gap.cancel()
 
+    def left(self, jid: JID) -> None:
+        """The owner of a full JID has gone: fail the requests that wait for it.
+
+        The server has told so by presence. One that keeps the session of a dead link for its
+        owner answers nothing meanwhile, and perhaps never.
+        """
+        for waiter in self._waiting.values():
+            if waiter.to == jid:
+                waiter.fail(OfflineError(f"{jid} went offline before the answer came"))
+
     async def request(
         self, kind: IqType, to: JID | None, payload: Element, timeout: float = REQUEST_TIMEOUT
     ) -> Iq:
@@ -262,7 +288,7 @@ class Session:
             raise OfflineError(f"over {MAX_WAITING} requests are waiting for their answers")
         # 128 random bits: nobody can answer for another by guessing (CVE-2013-6483).
         ident = secrets.token_hex(16)
-        waiter = _Waiter(to)
+        waiter = _Waiter(to, payload)
         self._waiting[ident] = waiter
         try:
             self.send(make_iq(kind, ident, to, payload))
@@ -337,8 +363,10 @@ class Session:
                 self._presence_received(stanza)
             elif stanza.tag == IQ:
                 self._route_iq(read_iq(stanza), nursery)
+            elif stanza.tag == MESSAGE and stanza.get("type") != "error":
+                self._route_message(stanza)
         except StanzaError as error:
-            log.info("refused a stanza: %s", error)
+            log.info("refused a stanza from %s: %s", _sender(stanza), error)
             # RFC 6120 section 8.3.1: never answer an answer with an error.
             if stanza.tag == IQ and stanza.get("type") not in ("result", "error"):
                 self._refuse(stanza, error)
@@ -347,7 +375,7 @@ class Session:
 
     def _route_iq(self, iq: Iq, nursery: trio.Nursery) -> None:
         if iq.type in ("result", "error"):
-            waiter = self._waiting.get(iq.id)
+            waiter = self._waiting.get(iq.id) or self._misnamed(iq)
             if waiter is None or not self._may_answer(iq.sender, waiter.to):
                 log.info("dropped an answer that nobody waits for, from %s", iq.sender)
             else:
@@ -362,22 +390,57 @@ class Session:
             raise StanzaError(
                 ErrorType.WAIT, "resource-constraint", "too many requests at once"
             )
+        # Called here, in the order of the stanzas, which counts for some (XEP-0047); what it
+        # then waits for is its own matter.
+        answering = self._handlers.get(iq.payload.tag, _on_unknown)(iq)
         self._handling += 1
-        nursery.start_soon(self._handle, iq)
+        nursery.start_soon(self._handle, iq, answering)
+
+    def _route_message(self, message: Element) -> None:
+        wanted = [child for child in message if child.tag in self._messages]
+        if not wanted:
+            return
+        # RFC 6120 section 8.1.2.1: without an address it is of our own account.
+        sender = read_from(message) or self.jid.bare
+        try:
+            for child in wanted:
+                self._messages[child.tag](sender, child)
+        except StanzaError as error:
+            log.info("refused a message from %s: %s", sender, error)
+            self._refuse(message, error)
+        except SyncdError as error:
+            log.warning("could not take a message from %s: %s", sender, error)
+            self._refuse(message, StanzaError(error.type, "internal-server-error"))
+
+    def _misnamed(self, iq: Iq) -> _Waiter | None:
+        """The one request that an error is about, if its id is none of ours.
+
+        COMPAT(psi): refuses an offer under the offer's id. COMPAT(gajim): under an id of its
+        own, but with a condition of what was asked. Nobody else than the full JID that was
+        asked can end a request so, and only with an error.
+        """
+        if iq.type != "error" or iq.sender is None or not iq.sender.resource:
+            return None
+        names = {iq.id, *(child.get("id", "") for child in iq.element)}
+        about = namespace(read_error(iq.element).app)
+        found = [
+            waiter
+            for waiter in self._waiting.values()
+            if waiter.to == iq.sender and (waiter.name in names or waiter.namespace == about)
+        ]
+        return found[0] if len(found) == 1 else None
 
     def _may_answer(self, sender: JID | None, asked: JID | None) -> bool:
         if sender == asked:
             return True
         # COMPAT(prosody, ejabberd): the server answers for our account from nothing, from
         # our bare JID, from our full JID or from its domain.
-        own = {None, self.jid, self.jid.bare, type(self.jid)("", self.jid.domain)}
+        own = {None, self.jid, self.jid.bare, JID("", self.jid.domain)}
         return sender in own and asked in own
 
-    async def _handle(self, iq: Iq) -> None:
-        assert iq.payload is not None
-        handler = self._handlers.get(iq.payload.tag, _on_unknown)
+    async def _handle(self, iq: Iq, answering: Awaitable[Element | None]) -> None:
         try:
-            reply = _make_result(iq, await handler(iq))
+            reply = _make_result(iq, await answering)
         except StanzaError as error:
             reply = make_error_reply(iq.element, error)
         except SyncdError as error:
@@ -406,8 +469,10 @@ class Session:
 class _Waiter:
     """One pending request."""
 
-    def __init__(self, to: JID | None) -> None:
+    def __init__(self, to: JID | None, payload: Element) -> None:
         self.to = to
+        self.name = payload.get("id") or None
+        self.namespace = namespace(payload.tag)
         self._event = trio.Event()
         self._iq: Iq | None = None
         self._error: SyncdError | None = None
@@ -430,6 +495,14 @@ class _Waiter:
             assert self._error is not None
             raise self._error
         return self._iq
+
+
+def _sender(stanza: Element) -> JID | str:
+    """Whom the log is to name, as a JID if it is one."""
+    try:
+        return read_from(stanza) or "the server"
+    except StanzaError:
+        return "a malformed address"
 
 
 def _make_result(request: Iq, payload: Element | None) -> Element:

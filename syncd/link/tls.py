@@ -1,18 +1,25 @@
-"""TLS with the server: whose certificate is good, and in words why one is not.
+"""TLS with the server: whose certificate is good, in words why one is not; channel binding.
 
 Nothing is said inside TLS before the certificate is known to be good: either for the domain of
 the JID, under a certificate authority that we trust, or it is the very one that the user named.
 There is no third way.
+
+A man in the middle who has got hold of a certificate that we trust still has another one than
+the server: with ``tls-server-end-point`` (RFC 5929 section 4) the proof of the password covers
+the certificate, so that passing it on is of no use to him.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import ssl
 from typing import TYPE_CHECKING
 
 import trio
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from syncd.errors import ErrorType, OfflineError, RemoteProtocolError
@@ -20,6 +27,8 @@ from syncd.errors import ErrorType, OfflineError, RemoteProtocolError
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 # XEP-0368: servers of several protocols on one port tell us apart by this.
 ALPN = "xmpp-client"
@@ -147,6 +156,32 @@ def check_fingerprint(der: bytes, fingerprint: bytes) -> None:
             # Coming back would not help; a person must look.
             type=ErrorType.CANCEL,
         )
+
+
+def tls_server_end_point(der: bytes) -> bytes | None:
+    """Hash a certificate by the hash function of its own signature (RFC 5929 section 4.1).
+
+    Args:
+      der: The server's certificate, as it came.
+
+    Returns:
+      The hash, or None where the RFC leaves it open: a signature without a single hash
+      function, such as Ed25519.
+    """
+    try:
+        algorithm = x509.load_der_x509_certificate(der).signature_hash_algorithm
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
+        # OpenSSL is satisfied with certificates that break the letter of RFC 5280.
+        log.info("no channel binding with the server's certificate: %s", error)
+        return None
+    if algorithm is None:
+        return None
+    # Broken as they are, these two only say which certificate; the RFC replaces them.
+    if isinstance(algorithm, hashes.MD5 | hashes.SHA1):
+        algorithm = hashes.SHA256()
+    digest = hashes.Hash(algorithm)
+    digest.update(der)
+    return digest.finalize()
 
 
 def explain(

@@ -3,12 +3,15 @@
 It speaks SASL as RFC 6120 section 6 has it, or SASL2 (XEP-0388) where the server offers that.
 With SASL2 the login carries what shall come behind it (Bind 2, XEP-0386, and resumption), so
 the stream is bound or resumed with the server's success: two round trips less at every
-reconnection.
+reconnection. Where the server has given us a token (FAST, XEP-0484), that logs us in instead of
+the password, in one round trip; if the server does not take it, the password follows on the
+same stream. Nothing is sent before TLS is complete (no 0-RTT), so tokens need no counter.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from syncd.errors import AuthenticationError, OfflineError, RemoteProtocolError
@@ -17,6 +20,7 @@ from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import local_name, make, namespace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from xml.etree.ElementTree import Element
 
 
@@ -27,6 +31,7 @@ NS_SASL_CB = "urn:xmpp:sasl-cb:0"
 MAX_MECHANISM = 64  # characters
 NS_SASL2 = "urn:xmpp:sasl:2"
 NS_BIND2 = "urn:xmpp:bind:0"
+NS_FAST = "urn:xmpp:fast:0"
 
 AUTHENTICATE = f"{{{NS_SASL2}}}authenticate"
 CHALLENGE = f"{{{NS_SASL2}}}challenge"
@@ -34,6 +39,9 @@ RESPONSE = f"{{{NS_SASL2}}}response"
 SUCCESS = f"{{{NS_SASL2}}}success"
 FAILURE = f"{{{NS_SASL2}}}failure"
 CONTINUE = f"{{{NS_SASL2}}}continue"
+
+# Prosody's tokens have some 80 characters, ejabberd's fewer.
+MAX_TOKEN = 4_096  # characters
 
 # What others may see of us in the resource (XEP-0386 section 3.2.1); no host name.
 TAG = "syncd"
@@ -49,12 +57,14 @@ class Inline:
       bind: Bind 2.
       enable: Stream management, with Bind 2.
       resume: Resumption of a session.
+      tokens: Mechanisms for tokens (FAST).
     """
 
     mechanisms: frozenset[str]
     bind: bool
     enable: bool
     resume: bool
+    tokens: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +77,7 @@ class Success:
       bound: A resource was bound.
       enabled: The server's ``<enabled/>`` for stream management.
       resumed: The server's ``<resumed/>``.
+      token: A new one, to be used from now on.
     """
 
     data: bytes
@@ -74,6 +85,7 @@ class Success:
     bound: bool
     enabled: Element | None
     resumed: Element | None
+    token: sasl.Token | None
 
 
 def read_inline(features: Element) -> Inline | None:
@@ -84,14 +96,20 @@ def read_inline(features: Element) -> Inline | None:
     bind = authentication.find(f"{{{NS_SASL2}}}inline/{{{NS_BIND2}}}bind")
     inner = [] if bind is None else bind.iterfind(f"{{{NS_BIND2}}}inline/{{{NS_BIND2}}}feature")
     return Inline(
-        mechanisms=frozenset(
-            (element.text or "").strip()
-            for element in authentication.iterfind(f"{{{NS_SASL2}}}mechanism")
-        ),
+        mechanisms=_names(authentication.iterfind(f"{{{NS_SASL2}}}mechanism")),
         bind=bind is not None,
         enable=any(element.get("var") == sm.NS for element in inner),
         resume=authentication.find(f"{{{NS_SASL2}}}inline/{{{sm.NS}}}sm") is not None,
+        tokens=_names(
+            authentication.iterfind(
+                f"{{{NS_SASL2}}}inline/{{{NS_FAST}}}fast/{{{NS_FAST}}}mechanism"
+            )
+        ),
     )
+
+
+def _names(elements: Iterable[Element]) -> frozenset[str]:
+    return frozenset((element.text or "").strip()[:MAX_MECHANISM] for element in elements)
 
 
 def make_authenticate(
@@ -102,6 +120,7 @@ def make_authenticate(
     bind: bool,
     enable: bool,
     resume: sm.StreamManagement | None,
+    fast: Element | None = None,
 ) -> Element:
     """Build the login.
 
@@ -112,6 +131,7 @@ def make_authenticate(
       bind: Ask for a resource of the server's choice.
       enable: Ask for stream management with it.
       resume: Ask to go on with this session; if that fails, the bind counts.
+      fast: What is said about tokens (XEP-0484).
     """
     element = make(
         AUTHENTICATE,
@@ -131,11 +151,18 @@ def make_authenticate(
         if enable:
             wanted.append(make(f"{{{sm.NS}}}enable", {"resume": "true"}))
         element.append(wanted)
+    if fast is not None:
+        element.append(fast)
     return element
 
 
-def read_success(element: Element, account: JID) -> Success:
+def read_success(element: Element, account: JID, mechanism: str = "") -> Success:
     """Read the server's ``<success/>``.
+
+    Args:
+      element: As it came.
+      account: Ours.
+      mechanism: Of a token, if one may come with it.
 
     Raises:
       RemoteProtocolError: It names no JID of the account.
@@ -154,6 +181,28 @@ def read_success(element: Element, account: JID) -> Success:
         bound=bound is not None,
         enabled=bound.find(f"{{{sm.NS}}}enabled") if bound is not None else None,
         resumed=element.find(f"{{{sm.NS}}}resumed"),
+        token=read_token(element, account, mechanism) if mechanism else None,
+    )
+
+
+def read_token(success: Element, account: JID, mechanism: str) -> sasl.Token | None:
+    """Read the token that came with a success (XEP-0484 section 3.3).
+
+    Returns:
+      None if there is none, or none that could ever be used: that costs us time, and no more.
+    """
+    element = success.find(f"{{{NS_FAST}}}token")
+    if element is None:
+        return None
+    secret = element.get("token", "")
+    try:
+        expires = datetime.fromisoformat(element.get("expiry", ""))
+    except ValueError:
+        return None
+    if not 0 < len(secret) <= MAX_TOKEN or expires.tzinfo is None:
+        return None
+    return sasl.Token(
+        account=str(account.bare), mechanism=mechanism, secret=secret, expires=expires
     )
 
 
@@ -169,6 +218,9 @@ class Credentials:
         used now.
       agent: A UUID that stays ours: log in by SASL2 where that is offered, and let the server
         choose the resource; empty: log in as RFC 6120 has it.
+      sasl2: This server has let us use SASL2 before; nothing else is used now.
+      keeps_token: A token can be kept, so one is asked for.
+      token: The one that is kept, and has not expired.
     """
 
     password: str
@@ -176,6 +228,9 @@ class Credentials:
     allow_plain: bool = False
     least: str = ""
     agent: str = ""
+    sasl2: bool = False
+    keeps_token: bool = False
+    token: sasl.Token | None = None
 
     def __repr__(self) -> str:
         return "<Credentials>"  # never a secret in a traceback
@@ -193,6 +248,7 @@ class Login:
     Attributes:
       mechanism: The one that is used.
       inline: What goes inside the login; None without SASL2.
+      token: The one to be kept now; None if there is none, or the server takes it no more.
 
     Raises:
       AuthenticationError: There is no mechanism that may be used.
@@ -201,35 +257,31 @@ class Login:
     def __init__(
         self, jid: JID, credentials: Credentials, features: Element, end_point: bytes | None
     ) -> None:
-        offered = read_offered(features)
+        self._jid = jid
+        self._credentials = credentials
+        self._end_point = end_point
+        self._offered = read_offered(features)
+        self._former: sm.StreamManagement | None = None
+        self.token = credentials.token
         self.inline = read_inline(features) if credentials.agent else None
         if self.inline is not None:
-            offered = replace(offered, mechanisms=self.inline.mechanisms)
-        choice = sasl.choose(
-            offered,
-            end_point=end_point is not None,
-            allow_plain=credentials.allow_plain,
-            least=credentials.least,
-        )
-        self.mechanism = choice.mechanism
-        self._jid = jid
-        self._agent = credentials.agent
-        self._scram: sasl.Scram | None = None
-        if choice.mechanism == "PLAIN":
-            self._proven = True  # PLAIN has no such proof; TLS must do
-            self._initial = sasl.plain(jid.local, credentials.password)
-        else:
-            self._proven = False
-            binding = end_point if choice.gs2_flag.startswith("p=") else None
-            self._scram = sasl.Scram(
-                choice.mechanism,
-                jid.local,
-                credentials.nonce,
-                choice.gs2_flag,
-                binding or b"",
-                offered,
+            self._offered = replace(self._offered, mechanisms=self.inline.mechanisms)
+        elif credentials.agent and credentials.sasl2:
+            raise AuthenticationError(
+                "the server let us log in by SASL2 (XEP-0388) before, and now offers only the "
+                "old way: somebody between may have removed it",
+                hint="if the server's administrator changed that on purpose, delete the file "
+                "login in the state directory",
             )
-            self._initial = self._scram.first()
+        # Whatever the token is for: nothing is sent to a server whose offer smells.
+        self._choice = self._choose()
+        self._token_mechanism = self._choose_for_token()
+        self._proven = False
+        self._proof: sasl.Scram | sasl.HashedToken | None = None
+        if self.token is not None and self.token.mechanism == self._token_mechanism:
+            self._use_token(self.token)
+        else:
+            self._use_password()
 
     def begin(self, former: sm.StreamManagement | None) -> Element:
         """The first words.
@@ -237,16 +289,19 @@ class Login:
         Args:
           former: A session to go on with, if the server takes that inside the login.
         """
+        self._former = former
         if self.inline is None:
             attributes = {"mechanism": self.mechanism}
             return make(f"{{{NS_SASL}}}auth", attributes, text=sasl.encode(self._initial))
         return make_authenticate(
             self.mechanism,
             self._initial,
-            agent=self._agent,
-            bind=self.inline.bind,
+            agent=self._credentials.agent,
+            # A session that can only be resumed behind the login must not be replaced in it.
+            bind=self.inline.bind and (former is None or self.inline.resume),
             enable=self.inline.enable,
             resume=former if self.inline.resume else None,
+            fast=self._about_tokens(),
         )
 
     def challenged(self, element: Element) -> Element | sasl.KeyWanted:
@@ -259,21 +314,41 @@ class Login:
           AuthenticationError: The server is no good.
           RemoteProtocolError: It has no right to a challenge now.
         """
-        if self._scram is None or self._proven:
+        if not isinstance(self._proof, sasl.Scram) or self._proven:
             raise RemoteProtocolError("the server sent a SASL challenge out of turn")
-        if not self._scram.keyed:
-            return self._scram.challenged(sasl.decode(element.text))
+        if not self._proof.keyed:
+            return self._proof.challenged(sasl.decode(element.text))
         # COMPAT(RFC 4422 section 3.7): the last data may come as a challenge before an
         # empty success.
-        self._scram.finished(sasl.decode(element.text))
+        self._proof.finished(sasl.decode(element.text))
         self._proven = True
         return self._response(b"")
 
     def key_derived(self, key: bytes) -> Element | None:
         """The answer to the challenge that wanted this key; None if none did."""
-        if self._scram is None or self._scram.keyed:
+        if not isinstance(self._proof, sasl.Scram) or self._proof.keyed:
             return None
-        return self._response(self._scram.final(key))
+        return self._response(self._proof.final(key))
+
+    def refused(self, failure: Element) -> Element:
+        """Take the server's refusal.
+
+        Returns:
+          The first words of the login by password, where only the token was refused: it may
+          have expired, or been revoked, and says nothing about the password.
+
+        Raises:
+          AuthenticationError, OfflineError: What the refusal means.
+        """
+        error = read_failure(failure, self._jid)
+        if not isinstance(self._proof, sasl.HashedToken) or isinstance(error, OfflineError):
+            raise error
+        self.token = None
+        if not _has_expired(failure):
+            # If tokens never work here, the next login is not to stumble over another one.
+            self._token_mechanism = ""
+        self._use_password()
+        return self.begin(self._former)
 
     def succeeded(self, element: Element) -> Success | None:
         """Take the server's success.
@@ -282,21 +357,86 @@ class Login:
           What came with it; None without SASL2.
 
         Raises:
-          AuthenticationError: The server has not proven that it knows the password.
+          AuthenticationError: The server has not proven that it knows the password, or the
+            token.
           RemoteProtocolError: It answers another protocol than we speak.
         """
         if (namespace(element.tag) == NS_SASL2) != (self.inline is not None):
             raise RemoteProtocolError("the server let us in by another protocol than we used")
-        success = None if self.inline is None else read_success(element, self._jid)
+        success = None
+        if self.inline is not None:
+            # Without our asking, it renews the one that we used (XEP-0484 section 3.5).
+            success = read_success(element, self._jid, self._token_mechanism)
         if not self._proven:
-            assert self._scram is not None  # with PLAIN nothing is left to be proven
+            assert self._proof is not None  # with PLAIN nothing is left to be proven
             data = sasl.decode(element.text) if success is None else success.data
-            self._scram.finished(data)
+            self._proof.finished(data)
+        if success is not None and success.token is not None:
+            self.token = success.token
         return success
+
+    def _choose(self) -> sasl.Choice:
+        bindings = self._offered.bindings
+        plus = any(name.endswith("-PLUS") for name in self._offered.mechanisms)
+        if self.inline is not None and plus and bindings is None:
+            raise AuthenticationError(
+                "the server offers channel binding but not for which channel: somebody "
+                "between may have removed that (XEP-0440)",
+                hint="look at the server's SASL configuration",
+            )
+        return sasl.choose(
+            self._offered,
+            end_point=self._end_point is not None,
+            allow_plain=self._credentials.allow_plain,
+            least=self._credentials.least,
+        )
+
+    def _choose_for_token(self) -> str:
+        if self.inline is None or not self._credentials.keeps_token:
+            return ""
+        strongest = (self._choice.mechanism, self._credentials.least)
+        return sasl.choose_for_token(
+            self.inline.tokens,
+            end_point=self._end_point is not None,
+            must_bind=any(name.endswith("-PLUS") for name in strongest),
+        )
+
+    def _use_token(self, token: sasl.Token) -> None:
+        binding = self._end_point if sasl.TOKEN_MECHANISMS[token.mechanism] else None
+        self.mechanism = token.mechanism
+        self._proof = sasl.HashedToken(token, self._jid.local, binding or b"")
+        self._initial = self._proof.first()
+
+    def _use_password(self) -> None:
+        mechanism, flag = self._choice.mechanism, self._choice.gs2_flag
+        self.mechanism = mechanism
+        if mechanism == "PLAIN":
+            self._proven = True  # PLAIN has no such proof; TLS must do
+            self._proof = None
+            self._initial = sasl.plain(self._jid.local, self._credentials.password)
+            return
+        binding = self._end_point if flag.startswith("p=") else None
+        nonce = self._credentials.nonce
+        self._proof = sasl.Scram(
+            mechanism, self._jid.local, nonce, flag, binding or b"", self._offered
+        )
+        self._initial = self._proof.first()
+
+    def _about_tokens(self) -> Element | None:
+        if isinstance(self._proof, sasl.HashedToken):
+            return make(f"{{{NS_FAST}}}fast")
+        if self._token_mechanism:
+            attributes = {"mechanism": self._token_mechanism}
+            return make(f"{{{NS_FAST}}}request-token", attributes)
+        return None
 
     def _response(self, data: bytes) -> Element:
         tag = f"{{{NS_SASL}}}response" if self.inline is None else RESPONSE
         return make(tag, text=sasl.encode(data))
+
+
+def _has_expired(failure: Element) -> bool:
+    return failure.find(f"{{{NS_SASL}}}credentials-expired") is not None
 
 
 def read_failure(element: Element, jid: JID) -> AuthenticationError | OfflineError:
@@ -317,10 +457,7 @@ def read_failure(element: Element, jid: JID) -> AuthenticationError | OfflineErr
 
 def read_offered(features: Element) -> sasl.Offered:
     """Read what can be used to log in (RFC 6120 section 6.3.3, XEP-0440)."""
-    mechanisms = frozenset(
-        (element.text or "").strip()[:MAX_MECHANISM]
-        for element in features.iterfind(f"{{{NS_SASL}}}mechanisms/{{{NS_SASL}}}mechanism")
-    )
+    mechanisms = _names(features.iterfind(f"{{{NS_SASL}}}mechanisms/{{{NS_SASL}}}mechanism"))
     listed = features.find(f"{{{NS_SASL_CB}}}sasl-channel-binding")
     if listed is None:
         return sasl.Offered(mechanisms=mechanisms)

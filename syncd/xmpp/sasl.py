@@ -1,4 +1,8 @@
-"""SASL: SCRAM (RFC 5802, RFC 7677) and PLAIN (RFC 4616), the client's side. Sans-IO."""
+"""SASL: SCRAM, PLAIN and hashed tokens, the client's side. Sans-IO.
+
+SCRAM is RFC 5802 and RFC 7677, PLAIN is RFC 4616; the tokens of XEP-0484 prove themselves as
+draft-schmaus-kitten-sasl-ht has it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,13 @@ import hashlib
 import hmac
 import stringprep
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from syncd.errors import AuthenticationError
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 # RFC 5802 section 5.1 and RFC 7677 section 4: fewer rounds make the server's answer cheap
 # to guess; more would let a hostile server keep a core busy for seconds (35 ms per 100,000).
@@ -18,7 +26,10 @@ MAX_ITERATIONS = 1_000_000
 # Real salts have 16 to 32 bytes, real nonces 24 to 60 characters.
 _MAX_MESSAGE = 4_096  # bytes
 
-# RFC 5929 section 4: the only binding that Python's ssl lets us compute on every TLS version.
+# RFC 5929 section 4: the only binding that can be computed on every TLS version. The stronger
+# tls-exporter (RFC 9266) needs keying material that Python's ssl exports in no version so far
+# (3.11 to 3.14 know tls-unique alone, see `ssl.CHANNEL_BINDING_TYPES`; cpython issues 82133
+# and 95341), and reaching around it into OpenSSL is no way to become more secure.
 END_POINT = "tls-server-end-point"
 
 # Strongest first; the server's own order says nothing (Prosody's is random).
@@ -26,6 +37,13 @@ MECHANISMS = {
     "SCRAM-SHA-512": "sha512",
     "SCRAM-SHA-256": "sha256",
     "SCRAM-SHA-1": "sha1",
+}
+
+# How a token is used, and what that binds to; the best first. HT-SHA-256-EXPR would be better
+# still, and waits for tls-exporter.
+TOKEN_MECHANISMS = {
+    "HT-SHA-256-ENDP": END_POINT,
+    "HT-SHA-256-NONE": "",
 }
 
 
@@ -139,6 +157,24 @@ def _choose_scram(offered: Offered, *, end_point: bool) -> Choice | None:
         if mechanism in offered.mechanisms:
             return Choice(mechanism, "y" if end_point and not announced else "n")
     return None
+
+
+def choose_for_token(offered: frozenset[str], *, end_point: bool, must_bind: bool) -> str:
+    """Pick how a token shall be used (XEP-0484 section 3.2).
+
+    Args:
+      offered: What the server lists for tokens.
+      end_point: We know the hash of its certificate, so we can bind to the channel.
+      must_bind: Only what binds to the channel will do.
+
+    Returns:
+      The mechanism; empty if there is none.
+    """
+    for mechanism, binding in TOKEN_MECHANISMS.items():
+        # Who hears a proof that binds to nothing can repeat it, so it is the last resort.
+        if mechanism in offered and (end_point if binding else not must_bind):
+            return mechanism
+    return ""
 
 
 def strength(mechanism: str) -> int:
@@ -271,6 +307,58 @@ class Scram:
 
     def _hmac(self, key: bytes, data: bytes) -> bytes:
         return hmac.digest(key, data, self._hash)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What the server takes instead of the password, once it has given it (XEP-0484).
+
+    Attributes:
+      account: The bare JID that it lets in.
+      mechanism: The only one that it may be used with, a key of `TOKEN_MECHANISMS`.
+      secret: As good as the password.
+      expires: When the server takes it no more; aware.
+    """
+
+    account: str
+    mechanism: str
+    secret: str = field(repr=False)
+    expires: datetime
+
+
+class HashedToken:
+    """The client of one exchange of a token's mechanism: one message each way.
+
+    Args:
+      token: With what.
+      username: The localpart.
+      binding: The channel's data, if the mechanism binds to it.
+    """
+
+    def __init__(self, token: Token, username: str, binding: bytes) -> None:
+        self._secret = token.secret.encode()
+        self._username = username
+        self._binding = binding
+
+    def first(self) -> bytes:
+        """The one message."""
+        return self._username.encode() + b"\0" + self._proof(b"Initiator")
+
+    def finished(self, message: bytes) -> None:
+        """Check the server's answer: only who knows the token can make it.
+
+        Raises:
+          AuthenticationError: The server does not know the token, so it is an impostor.
+        """
+        if not hmac.compare_digest(message, self._proof(b"Responder")):
+            raise AuthenticationError(
+                "the server could not prove that it knows the token it gave us",
+                hint="somebody may be posing as your server; if you are sure that nobody is, "
+                "delete the file token in the state directory",
+            )
+
+    def _proof(self, role: bytes) -> bytes:
+        return hmac.digest(self._secret, role + self._binding, "sha256")
 
 
 def _fields(message: bytes) -> dict[str, str]:

@@ -8,6 +8,7 @@ resumed on another connection.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from syncd.errors import RemoteProtocolError
@@ -23,6 +24,8 @@ NS = "urn:xmpp:sm:3"
 _WRAP = 2**32
 # Section 3: at most 4,000 bytes, which is for the server to know.
 MAX_ID = 4_000  # characters
+# A name in the DNS has 253, a port behind it 6.
+MAX_LOCATION = 300  # characters
 # How many stanzas may go out before an acknowledgement is asked for. Prosody and Openfire
 # ask us after 5.
 REQUEST_AFTER = 5  # stanzas
@@ -42,12 +45,14 @@ class StreamManagement:
       jid: As given.
       id: Of the session, to resume it; empty if the server cannot.
       max_seconds: How long the server keeps it after a break.
+      location: Where the server wants it to be resumed, as it said; empty if anywhere.
     """
 
     def __init__(self, jid: JID) -> None:
         self.jid = jid
         self.id = ""
         self.max_seconds = 0
+        self.location = ""
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._acked = 0
@@ -62,6 +67,20 @@ class StreamManagement:
         self.max_seconds = (
             int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
         )
+        location = element.get("location", "")
+        self.location = location if len(location) <= MAX_LOCATION else ""
+
+    def forgotten(self, failed: Element | None) -> None:
+        """The server cannot resume the session, but may know how far it had got.
+
+        Args:
+          failed: Its ``<failed/>`` (section 5), if it said that. A count that cannot be is no
+            reason to refuse the new session: then `unacked` is what may be lost.
+        """
+        self.id = ""
+        if failed is not None and failed.get("h") is not None:
+            with suppress(RemoteProtocolError):
+                self.acknowledged(read_h(failed))
 
     @property
     def handled(self) -> int:
@@ -72,6 +91,11 @@ class StreamManagement:
     def sent_count(self) -> int:
         """How many stanzas of ours have gone out; what the server's ``h`` may reach."""
         return (self._acked + len(self._queue)) % _WRAP
+
+    @property
+    def acked_count(self) -> int:
+        """How many stanzas of ours the server has acknowledged; wraps as its ``h`` does."""
+        return self._acked
 
     @property
     def unacked(self) -> tuple[bytes, ...]:

@@ -189,16 +189,23 @@ class Limits:
     idle_seconds: int = 0
 
     def check(self, stanza: bytes) -> None:
-        """Keep a stanza back that would end the stream.
+        """Keep a stanza back that would end the stream, and everybody else's transfers with it.
+
+        Most servers do not say what they take, and every one takes `LEAST_MAX_BYTES`.
 
         Raises:
           StanzaError: It is too long; the server would say policy-violation.
         """
-        if self.max_bytes and len(stanza) > self.max_bytes:
+        if len(stanza) > (self.max_bytes or LEAST_MAX_BYTES):
+            takes = (
+                f"where our server takes {self.max_bytes}"
+                if self.max_bytes
+                else f"where a server need not take more than {LEAST_MAX_BYTES}"
+            )
             raise StanzaError(
                 ErrorType.MODIFY,
                 "policy-violation",
-                f"a stanza of {len(stanza)} bytes, where our server takes {self.max_bytes}",
+                f"a stanza of {len(stanza)} bytes, {takes}",
             )
 
     @property

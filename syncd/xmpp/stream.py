@@ -34,7 +34,7 @@ from syncd.errors import (
 )
 from syncd.xmpp import login, sasl, sm
 from syncd.xmpp.jid import JID
-from syncd.xmpp.login import NS_SASL, Credentials, Login, read_failure
+from syncd.xmpp.login import NS_SASL, Login
 from syncd.xmpp.sm import StreamManagement
 from syncd.xmpp.stanza import (
     IQ,
@@ -64,6 +64,8 @@ from syncd.xmpp.xml import (
 if TYPE_CHECKING:
     from collections.abc import Callable
     from xml.etree.ElementTree import Element
+
+    from syncd.xmpp.login import Credentials
 
 NS_TLS = "urn:ietf:params:xml:ns:xmpp-tls"
 NS_BIND = "urn:ietf:params:xml:ns:xmpp-bind"
@@ -145,18 +147,12 @@ class ClientStream:
 
     Args:
       jid: Whose stream; the resource, if any, is asked for.
-      password: Used for PLAIN only; SCRAM's key is derived by the driver.
-      nonce: For SCRAM: at least 128 random bits as printable ASCII without a comma.
+      credentials: How to log in.
       secure: The connection is inside TLS already (direct TLS, XEP-0368).
       end_point: Then the hash of the server's certificate (RFC 5929 section 4), for channel
         binding; None if it cannot be had.
-      allow_plain: SASL PLAIN may be used (and only inside TLS).
       resume: Of a former session, whose connection broke; `Bound` instead of `Resumed` then
         tells that the server has forgotten it.
-      least: The strongest mechanism that this server has let us use before; nothing weaker is
-        used now.
-      agent: A UUID that stays ours: log in by SASL2 where that is offered, and let the server
-        choose the resource; empty: log in as RFC 6120 has it.
 
     Attributes:
       jid: The full JID once bound.
@@ -168,15 +164,11 @@ class ClientStream:
     def __init__(
         self,
         jid: JID,
-        password: str,
+        credentials: Credentials,
         *,
-        nonce: str,
         secure: bool,
         end_point: bytes | None = None,
-        allow_plain: bool = False,
         resume: StreamManagement | None = None,
-        least: str = "",
-        agent: str = "",
     ) -> None:
         self.jid = jid
         self.state = State.HEADER
@@ -184,9 +176,7 @@ class ClientStream:
         self.limits = Limits()
         self._former = resume
         self._counting = False  # the server has enabled stream management: its stanzas count
-        self._credentials = Credentials(
-            password=password, nonce=nonce, allow_plain=allow_plain, least=least, agent=agent
-        )
+        self._credentials = credentials
         self._login: Login | None = None
         self._secure = secure
         self._end_point = end_point
@@ -330,6 +320,16 @@ class ClientStream:
         """The SASL mechanism that logs us in; empty before that is decided."""
         return self._login.mechanism if self._login else ""
 
+    @property
+    def sasl2(self) -> bool:
+        """Whether SASL2 logs us in."""
+        return self._login is not None and self._login.inline is not None
+
+    @property
+    def token(self) -> sasl.Token | None:
+        """The token to be kept now, instead of the one that was given; None: drop that."""
+        return self._login.token if self._login else self._credentials.token
+
     def _restart(self) -> None:
         # With SASL2 the parser that begins inside TLS stays the one of the open stream.
         known = self._authenticated or (self._secure and self._credentials.agent)
@@ -440,7 +440,9 @@ class ClientStream:
         elif success.resumed is not None and self._former is not None:
             self._on_resumed(success.resumed)
         else:
-            self._former = None
+            assert self._login.inline is not None, "only SASL2 has such a success"
+            if self._login.inline.resume:
+                self._forget(element.find(f"{{{sm.NS}}}failed"))
             # Without Bind 2 the features come next, and the bind by RFC 6120 with them.
             self.state = State.FEATURES
             if success.bound:
@@ -465,7 +467,8 @@ class ClientStream:
         self.limits = read_limits(features)
 
     def _on_failure(self, element: Element) -> None:
-        raise read_failure(element, self.jid)
+        assert self._login is not None
+        self._out += serialise(self._login.refused(element))
 
     def _on_bind_result(self, iq: Element) -> None:
         if iq.get("type") == "error":
@@ -535,8 +538,13 @@ class ClientStream:
 
     def _on_resume_failed(self, element: Element) -> None:
         # XEP-0198 section 5: binding on the same stream is what to do now.
-        self._former = None
+        self._forget(element)
         self._bind()
+
+    def _forget(self, failed: Element | None) -> None:
+        if self._former is not None:
+            self._former.forgotten(failed)
+            self._former = None
 
     def _on_stream_error(self, element: Element) -> None:
         raise read_stream_error(element)

@@ -522,15 +522,13 @@ _ESCAPES = {
     ord("'"): "&apos;",
     ord('"'): "&quot;",
 }
-# XML 1.0 section 2.2: everything else below U+0020, and these three, cannot be written at all.
-_ILLEGAL = frozenset(
-    [*(chr(code) for code in range(0x20) if code not in (0x09, 0x0A, 0x0D)), "\ufffe", "\uffff"]
-)
+# XML 1.0 section 2.2: what cannot be written at all, not even as a reference.
+_ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def is_writable(text: str) -> bool:
     """Whether XML can carry this text: no control characters, no lone surrogates."""
-    return _ILLEGAL.isdisjoint(text) and not any("\ud800" <= c <= "\udfff" for c in text)
+    return _ILLEGAL.search(text) is None
 
 
 def _escape(text: str) -> str:

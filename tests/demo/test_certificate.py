@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ssl
 
 import pytest
 from cryptography import x509
 
-from syncd.demo.certificate import VALIDITY, Certificate, make_certificate
+from syncd.demo.server import VALIDITY, Certificate, make_certificate
 
 NOW = datetime.datetime(2030, 1, 2, tzinfo=datetime.UTC)
 
@@ -58,3 +59,10 @@ def test_a_domain_may_be_long() -> None:
     leaf = x509.load_pem_x509_certificate(made.certificate_pem)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == [domain]
+
+
+def test_what_a_login_is_bound_to_is_what_clients_see() -> None:
+    """RFC 5929 section 4.1: ECDSA with SHA-256 is hashed by SHA-256."""
+    made = make_certificate("demo.example", NOW)
+    der = ssl.PEM_cert_to_DER_cert(made.certificate_pem.decode())
+    assert made.end_point == hashlib.sha256(der).digest()

@@ -9,11 +9,14 @@ import pytest
 import trio
 
 from syncd.demo import connection
+from syncd.demo.login import Abilities
+from syncd.demo.resumption import RESUME_WITHIN
 from syncd.demo.server import open_server
 from syncd.xmpp.jid import JID
+from syncd.xmpp.sm import MAX_UNACKED
 from syncd.xmpp.stanza import make_iq
 from syncd.xmpp.xml import make
-from tests.support.rawclient import NS_SASL, NS_TLS, connect, log_in
+from tests.support.rawclient import NS_SASL, NS_TLS, RawClient, connect, log_in
 from tests.support.world import (
     ACCOUNTS,
     ALICE,
@@ -28,6 +31,8 @@ from tests.support.world import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from trio.testing import MockClock
 
 
 @pytest.fixture
@@ -195,3 +200,70 @@ async def test_who_does_not_read_is_dropped() -> None:
                     break
         gone = await alice.until(lambda e: e.get("from") == BOB and e.get("type") is not None)
         assert gone.get("type") in ("unavailable", "error")
+
+
+# Sessions that outlive their connection (XEP-0198)
+
+MANAGED = Abilities(managed=True)
+SM = "xmlns='urn:xmpp:sm:3'"
+
+
+@pytest.fixture
+async def managed() -> AsyncIterator[World]:
+    async with open_world(MANAGED) as running:
+        yield running
+
+
+async def enable(client: RawClient) -> str:
+    """Make a client's session resumable; gives its id."""
+    await client.write(f"<enable {SM} resume='true'/>")
+    enabled = await client.until(lambda e: e.tag.endswith("}enabled"))
+    return enabled.get("id", "")
+
+
+async def test_a_session_waits_for_its_client_and_dies_without_it(
+    managed: World, autojump_clock: MockClock
+) -> None:
+    alice, bob = await managed.join(ALICE), await managed.join(BOB)
+    await enable(alice)
+    managed.server.cut(ALICE)
+    assert await alice.until_end()
+    await bob.forget()
+    await bob.send(make_iq("get", "lost", JID.parse(ALICE), make(PING)))
+    await trio.sleep(RESUME_WITHIN - 1)
+    assert len(managed.server.sessions) == 2
+    reply = await bob.until(lambda e: e.get("id") == "lost")
+    assert reply.get("type") == "error"
+    assert len(managed.server.sessions) == 1
+
+
+async def test_a_session_that_is_ended_while_its_client_is_away_is_over(
+    managed: World,
+) -> None:
+    alice, bob = await managed.join(ALICE), await managed.join(BOB)
+    await enable(alice)
+    managed.server.cut(ALICE)
+    assert await alice.until_end()
+    await bob.forget()
+    managed.server.end(ALICE, "reset")
+    gone = await bob.until(lambda e: e.get("from") == ALICE)
+    assert gone.get("type") == "unavailable"
+    assert len(managed.server.sessions) == 1
+
+
+async def test_a_client_that_acknowledges_nothing_is_given_up(managed: World) -> None:
+    alice, bob = await managed.join(ALICE), await managed.join(BOB)
+    await enable(alice)
+    await bob.write(f"<message to='{ALICE}'/>" * (MAX_UNACKED + 1))
+    assert await stream_error(alice) == "policy-violation"
+
+
+async def test_a_new_session_of_the_same_address_ends_one_that_waits(managed: World) -> None:
+    old = await managed.join(ALICE)
+    await enable(old)
+    managed.server.cut(ALICE)
+    assert await old.until_end()
+    new = await managed.join(ALICE)
+    assert len(managed.server.sessions) == 1
+    reply = await new.request("get", ALICE, make(PING))
+    assert reply[0].tag == PING

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.rawclient import log_in
+from tests.support.rawclient import NS_TLS, connect, log_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +49,20 @@ def process(tmp_path: Path) -> Iterator[Process]:
 async def test_it_serves_under_its_domain(process: Process) -> None:
     async with log_in(process.port, process.ca_pem, "alice@x.example/a", "secret") as alice:
         assert str(alice.jid) == "alice@x.example/a"
+
+
+async def test_it_can_do_all_that_there_is(tmp_path: Path) -> None:
+    process = Process(tmp_path, "--all")
+    try:
+        async with connect(process.port) as client:
+            await client.open("demo.example")
+            await client.write(f"<starttls xmlns='{NS_TLS}'/>")
+            await client.next()
+            await client.start_tls("demo.example", process.ca_pem)
+            features = await client.open("demo.example")
+            assert features.find("{urn:xmpp:sasl:2}authentication") is not None
+    finally:
+        process.kill()
 
 
 async def test_a_killed_server_comes_back_on_its_port_with_its_certificate(

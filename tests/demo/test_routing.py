@@ -9,9 +9,11 @@ import pytest
 
 from syncd.demo import routing
 from syncd.demo.faults import Faults, payload
+from syncd.demo.presence import Session
 from syncd.demo.routing import Router, make_info
 from syncd.errors import ErrorType, StanzaError
 from syncd.xmpp.jid import JID
+from syncd.xmpp.sm import StreamManagement
 from syncd.xmpp.stanza import IQ, read_error
 from syncd.xmpp.xml import NS_CLIENT, make, serialise
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from xml.etree.ElementTree import Element
 
-    from syncd.demo.presence import Session
     from syncd.xmpp.stanza import Iq
 
 PROXY = JID("", "proxy.demo.example")
@@ -284,10 +285,11 @@ def test_a_resource_is_made_up_or_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = JID.parse("alice@demo.example")
-    nothing = {"send": lambda _: None, "end": lambda _: None}
 
     def bind(resource: str) -> Session:
-        return world.router.bind(account, resource, cut=lambda: None, **nothing)
+        return world.router.bind(
+            account, resource, send=lambda _: None, end=lambda _: None, cut=lambda: None
+        )
 
     assert bind("").jid == account.with_resource("token")
     with pytest.raises(StanzaError) as caught:
@@ -367,3 +369,127 @@ def test_who_waits_is_told_of_every_change(world: World) -> None:
     assert world.changes == 2
     world.router.unbind(alice)
     assert world.changes == 3
+
+
+# Sessions that outlive their connection (XEP-0198)
+
+
+class Link:
+    """One connection of a session, as the router sees it."""
+
+    def __init__(self, managed: StreamManagement) -> None:
+        self.heard: list[bytes] = []
+        self.ends: list[str] = []
+        self.replaced = 0
+        self.managed = managed
+
+    def take_over(self) -> None:
+        self.replaced += 1
+
+    def session(self, account: JID) -> Session:
+        return Session(
+            account,
+            self.heard.append,
+            self.ends.append,
+            lambda: None,
+            self.take_over,
+            lambda: self.managed,
+        )
+
+    def bind(self, world: World, jid: str) -> Session:
+        address = JID.parse(jid)
+        ours = self.session(address)
+        return world.router.bind(
+            address.bare,
+            address.resource,
+            send=ours.send,
+            end=ours.end,
+            cut=ours.cut,
+            replaced=ours.replaced,
+            managed=ours.managed,
+        )
+
+
+def managed(jid: str, ident: str) -> StreamManagement:
+    kept = StreamManagement(JID.parse(jid))
+    kept.id = ident
+    return kept
+
+
+def test_a_session_is_handed_over(world: World) -> None:
+    kept = managed("alice@demo.example/a", "s1")
+    old, new = Link(kept), Link(kept)
+    session = old.bind(world, "alice@demo.example/a")
+    account = session.jid.bare
+    bob = world.join("bob@demo.example/b")
+    handed = world.router.resume(account, "s1", new.session(account))
+    assert handed == (session, kept)
+    assert (old.replaced, new.replaced) == (1, 0)
+    world.say(bob, "<message to='alice@demo.example/a'/>")
+    assert (len(old.heard), len(new.heard)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("ident", "account", "previous"),
+    [
+        ("s1", "alice@demo.example", "s2"),
+        ("s1", "bob@demo.example", "s1"),
+        ("", "alice@demo.example", ""),
+    ],
+)
+def test_a_session_that_is_not_there_is_not_handed_over(
+    world: World, ident: str, account: str, previous: str
+) -> None:
+    link = Link(managed("alice@demo.example/a", ident))
+    link.bind(world, "alice@demo.example/a")
+    world.join("alice@demo.example/unmanaged")
+    with pytest.raises(StanzaError, match="no such session"):
+        world.router.resume(JID.parse(account), previous, link.session(JID.parse(account)))
+    assert link.replaced == 0
+
+
+def test_fault_forget_sessions(world: World) -> None:
+    link = Link(managed("alice@demo.example/a", "s1"))
+    session = link.bind(world, "alice@demo.example/a")
+    world.faults.forget_sessions = True
+    with pytest.raises(StanzaError):
+        world.router.resume(session.jid.bare, "s1", link.session(session.jid.bare))
+
+
+def test_who_never_comes_back_is_gone_and_the_senders_are_told(world: World) -> None:
+    kept = managed("alice@demo.example/a", "s1")
+    session = Link(kept).bind(world, "alice@demo.example/a")
+    bob = world.join("bob@demo.example/b")
+    for text in (
+        "<iq type='get' id='1' from='bob@demo.example/b'><q xmlns='x'/></iq>",
+        "<message id='2' from='bob@demo.example/b'/>",
+        "<presence from='bob@demo.example/b'/>",
+        "<iq type='result' id='3' from='bob@demo.example/b'/>",
+        "<message id='4' from='gone@demo.example/x'/>",
+        "<iq type='get' id='5'><q xmlns='x'/></iq>",
+    ):
+        kept.sent(text.encode())
+    world.router.keep(session, 600)
+    ((seconds, expire),) = world.timers
+    assert seconds == 600
+    assert world.heard(bob) == []
+    expire()
+    assert len(world.router.sessions) == 1
+    told = world.heard(bob)
+    assert [(e.get("type"), e.get("id"), e.get("from")) for e in told] == [
+        ("error", "1", "alice@demo.example/a"),
+        ("error", "2", "alice@demo.example/a"),
+    ]
+    expire()
+    assert world.heard(bob) == []
+
+
+def test_who_comes_back_in_time_stays(world: World) -> None:
+    kept = managed("alice@demo.example/a", "s1")
+    link = Link(kept)
+    session = link.bind(world, "alice@demo.example/a")
+    world.router.keep(session, 600)
+    world.router.resume(session.jid.bare, "s1", link.session(session.jid.bare))
+    ((_, expire),) = world.timers
+    expire()
+    assert len(world.router.sessions) == 1

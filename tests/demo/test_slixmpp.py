@@ -6,8 +6,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
+from syncd.demo.login import EVERYTHING, NOTHING_MORE, Abilities
 from syncd.demo.server import open_server
 
 if TYPE_CHECKING:
@@ -74,10 +76,13 @@ asyncio.run(asyncio.wait_for(main(), 15))
 """
 
 
-async def test_slixmpp_logs_in_sees_its_contact_and_uses_the_proxy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("abilities", [NOTHING_MORE, EVERYTHING])
+async def test_slixmpp_logs_in_sees_its_contact_and_uses_the_proxy(
+    tmp_path: Path, abilities: Abilities
+) -> None:
     accounts = {"alice": "pw-alice", "bob": "pw-bob"}
     ca_file = tmp_path / "ca.pem"
-    async with open_server(accounts=accounts) as server:
+    async with open_server(accounts=accounts, abilities=abilities) as server:
         ca_file.write_bytes(server.ca_pem)
         done = await trio.run_process(
             [sys.executable, "-c", SCRIPT, str(server.port), str(ca_file)],

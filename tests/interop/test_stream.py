@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,48 +11,26 @@ import trio
 import trustme
 
 from syncd.errors import OfflineError, RemoteProtocolError
+from syncd.link import connect as connecting
 from syncd.link import session
-from syncd.link.client import Client
-from syncd.link.connect import Account, connect
-from syncd.link.contacts import Contacts
+from syncd.link.connect import connect
 from syncd.xmpp import sasl
-from syncd.xmpp.disco import Identity
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import make
 from tests.support import servers
 from tests.support.asking import Asked
-from tests.support.gate import Gate, open_gate
+from tests.support.couple import PATIENCE, QUERY, account, together
+from tests.support.gate import open_gate
 from tests.support.pair import Pair, assert_delivered
 from tests.support.processes import free_ports, until
 from tests.support.servers import DOMAIN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-    from xml.etree.ElementTree import Element
 
-    from syncd.link.session import Handler
-    from syncd.xmpp.stanza import Iq
     from tests.support.daemons import Daemons
     from tests.support.servers import Server
-
-QUERY = "{urn:syncd:test}query"
-FEATURE = "urn:syncd:test"
-
-# Only a test that fails waits so long.
-PATIENCE = 30.0  # seconds
-
-
-def account(server: Server, user: str = "alice", *, direct: bool = False) -> Account:
-    return Account(
-        # Always the same resource: a session that the server keeps for an earlier test is
-        # taken over, and cannot pass for a peer.
-        jid=JID.parse(f"{user}@{DOMAIN}/test"),
-        password=lambda: server.password(user),
-        server=(server.host, server.tls_port if direct else server.port),
-        tls="direct" if direct else "starttls",
-        ca_file=server.ca_file,
-    )
 
 
 # --- Getting in
@@ -69,9 +47,10 @@ async def test_the_strongest_login_is_used(server: Server, direct: bool) -> None
     assert sasl.strength(connection.stream.mechanism) >= sasl.strength("SCRAM-SHA-256")
 
 
-async def test_every_scram_that_is_offered_lets_us_in(
+async def test_every_mechanism_that_is_offered_and_known_lets_us_in(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The strongest that there is, and then without it; PLAIN is the last."""
     with servers.connect(server) as stream:
         features = servers.open_stream(stream, server.domain).decode()
     offered = {name: how for name, how in sasl.MECHANISMS.items() if f">{name}<" in features}
@@ -83,6 +62,12 @@ async def test_every_scram_that_is_offered_lets_us_in(
             await trio.aclose_forcefully(connection.transport)
         assert connection.stream.is_open
         assert connection.stream.mechanism.removesuffix("-PLUS") == mechanism
+    assert ">PLAIN<" in features
+    monkeypatch.setattr(sasl, "MECHANISMS", {})
+    with trio.fail_after(PATIENCE):
+        connection = await connect(replace(account(server), allow_plain=True))
+        await trio.aclose_forcefully(connection.transport)
+    assert (connection.stream.is_open, connection.stream.mechanism) == (True, "PLAIN")
 
 
 @pytest.mark.parametrize("direct", [False, True], ids=["starttls", "direct-tls"])
@@ -96,101 +81,6 @@ async def test_a_server_with_another_authority_is_not_trusted(
 
 
 # --- Staying there
-
-
-class End:
-    """A client at a real server, and when its peer was seen.
-
-    Attributes:
-      client: As in the daemon.
-      seen: Whether the peer was online, each time that something changed.
-    """
-
-    def __init__(self, where: Account, peer: str, handlers: dict[str, Handler]) -> None:
-        self.peer = JID.parse(f"{peer}@{DOMAIN}")
-        self.seen: list[bool] = []
-        self._change = trio.Event()
-        self.client = Client(
-            where,
-            Contacts([self.peer], required=frozenset({FEATURE}), preferred=FEATURE),
-            identity=Identity("client", "bot", "test"),
-            version="1",
-            features=frozenset({FEATURE}),
-            handlers=handlers,
-            changed=self._changed,
-        )
-
-    def _changed(self) -> None:
-        self.seen.append(self.peer in self.client.contacts.online())
-        self._change.set()
-        self._change = trio.Event()
-
-    async def until(self, true: Callable[[], bool]) -> None:
-        """Wait until something holds that changes are told of."""
-        with trio.fail_after(PATIENCE):
-            while not true():
-                await self._change.wait()
-
-    async def sees_peer(self) -> None:
-        await self.until(lambda: bool(self.seen) and self.seen[-1])
-
-    async def ask(self) -> Iq:
-        """Ask the peer; it is there."""
-        return await self.client.request(
-            "get", self.client.contacts.choose(self.peer).jid, make(QUERY), PATIENCE
-        )
-
-
-class Couple:
-    """Alice, whose connection goes through the gate, and bob, who answers when he may."""
-
-    def __init__(self, server: Server, gate: Gate) -> None:
-        self.gate = gate
-        self.may_answer = trio.Event()
-        self.may_answer.set()
-        self.asked = 0
-        self._first_asked = trio.Event()
-        through = replace(account(server), server=("127.0.0.1", gate.port))
-        self.alice = End(through, "bob", {})
-        self.bob = End(account(server, "bob"), "alice", {QUERY: self._on_query})
-
-    async def _on_query(self, _: Iq) -> Element:
-        self.asked += 1
-        self._first_asked.set()
-        await self.may_answer.wait()
-        return make(QUERY, text="answer")
-
-    async def was_asked(self) -> None:
-        """Wait until bob has been asked."""
-        with trio.fail_after(PATIENCE):
-            await self._first_asked.wait()
-
-    async def break_off(self) -> None:
-        """Reset alice's connection, and keep her from making another."""
-        self.gate.refusing = True
-        await trio.to_thread.run_sync(self.gate.reset)
-        await self.alice.until(lambda: not self.alice.client.connected)
-
-    async def come_back(self) -> None:
-        self.gate.refusing = False
-        await self.alice.until(lambda: self.alice.client.connected)
-
-
-@asynccontextmanager
-async def together(server: Server) -> AsyncIterator[Couple]:
-    """Run both until they see each other, and while the block lasts."""
-    with open_gate(free_ports(1)[0], server.port) as gate:
-        couple = Couple(server, gate)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(couple.alice.client.run)
-            nursery.start_soon(couple.bob.client.run)
-            await couple.alice.sees_peer()
-            await couple.bob.sees_peer()
-            yield couple
-            with trio.move_on_after(2):
-                await couple.alice.client.goodbye()
-                await couple.bob.client.goodbye()
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_reset_connection_is_not_seen_by_anybody(server: Server) -> None:
@@ -237,8 +127,42 @@ async def test_a_connection_that_fell_silent_is_found_and_resumed(
         assert all(couple.bob.seen[couple.bob.seen.index(True) :])
 
 
+async def test_a_server_that_stands_still_is_waited_for_and_the_session_goes_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped as by a frozen machine: it takes connections, and says nothing."""
+    async with together(server) as couple:
+        monkeypatch.setattr(session, "PING_AFTER", 0.3)
+        monkeypatch.setattr(session, "PING_TIMEOUT", 0.5)
+        monkeypatch.setattr(session, "CLOSE_TIMEOUT", 0.3)
+        monkeypatch.setattr(connecting, "CONNECT_TIMEOUT", 1.0)
+        alice = couple.alice.client
+        since, jid = alice.since, alice.jid
+        # The keep-alive sleeps already: a new connection is the first to be asked so soon.
+        await couple.break_off()
+        await couple.come_back()
+        server.process.signal(signal.SIGSTOP)
+        try:
+            await couple.alice.until(lambda: not alice.connected)
+            # At least one attempt to come back meets the silence.
+            await couple.alice.until(lambda: alice.problem is not None)
+            assert "did not let us in within" in str(alice.problem)
+        finally:
+            server.process.signal(signal.SIGCONT)
+        # From here on it is a busy server like any other.
+        monkeypatch.undo()
+        await couple.alice.until(lambda: alice.connected)
+        with trio.fail_after(PATIENCE):
+            assert (await couple.alice.ask()).type == "result"
+        assert (alice.since, alice.jid) == (since, jid)
+
+
 async def test_a_server_that_comes_back_has_forgotten_the_session(server: Server) -> None:
-    """Then a new one is bound, and everything is found anew."""
+    """Then a new one is bound, and everything is found anew.
+
+    Alice's connection is broken first. A server that goes down ends one session after the
+    other, and if bob's comes first she may still hear that he has gone.
+    """
     async with together(server) as couple:
         alice, bob = couple.alice, couple.bob
         couple.may_answer = trio.Event()
@@ -248,7 +172,9 @@ async def test_a_server_that_comes_back_has_forgotten_the_session(server: Server
             to = alice.client.contacts.choose(alice.peer).jid
             nursery.start_soon(asked.ask, alice.client, to, make(QUERY), PATIENCE)
             await couple.was_asked()
+            await couple.break_off()
             await trio.to_thread.run_sync(server.restart)
+            couple.gate.refusing = False
             with pytest.raises(OfflineError):
                 await asked.answer()
         couple.may_answer.set()
@@ -257,6 +183,19 @@ async def test_a_server_that_comes_back_has_forgotten_the_session(server: Server
         await bob.sees_peer()
         with trio.fail_after(PATIENCE):
             assert (await alice.ask()).type == "result"
+
+
+async def test_a_request_to_a_peer_that_leaves_fails_at_once(server: Server) -> None:
+    """It would never be answered, and its own time limit is far away."""
+    async with together(server) as couple, trio.open_nursery() as nursery:
+        couple.may_answer = trio.Event()
+        asked = Asked()
+        to = couple.alice.client.contacts.choose(couple.alice.peer).jid
+        nursery.start_soon(asked.ask, couple.alice.client, to, make(QUERY), 10 * PATIENCE)
+        await couple.was_asked()
+        nursery.start_soon(couple.bob.client.goodbye)
+        with trio.fail_after(PATIENCE), pytest.raises(OfflineError, match=f"{to} went offline"):
+            await asked.answer()
 
 
 # --- Whole daemons

@@ -20,10 +20,11 @@ from syncd.errors import (
     SyncdError,
 )
 from syncd.link import connect, peers
-from syncd.link.client import SERVED, Client
+from syncd.link.client import MAX_VAIN, SERVED, Client
 from syncd.link.connect import Account, Connection
 from syncd.link.contacts import Contacts
 from syncd.link.peers import ROSTER
+from syncd.link.resolve import Target
 from syncd.link.retry import BACK_OFF_LAST, BACK_OFF_LOGIN
 from syncd.link.session import MAX_HANDLING, PING_AFTER, PING_TIMEOUT, REQUEST_TIMEOUT
 from syncd.xmpp import sm
@@ -50,6 +51,7 @@ from tests.support.wire import (
     S_FOOTER,
     ClientGoneError,
     Server,
+    kept,
     managed_stream,
     open_stream,
     resumed,
@@ -57,12 +59,12 @@ from tests.support.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from xml.etree.ElementTree import Element
 
     from trio.testing import MockClock
 
-    from syncd.link.session import Handler
+    from syncd.link.session import Handler, MessageHandler
     from syncd.xmpp.sm import StreamManagement
 
 BOB = JID.parse("bob@example.org/pc")
@@ -86,6 +88,8 @@ class Network:
       accounts: And as whom, and where.
       managed: The servers manage the stream (XEP-0198), and get all that is sent.
       keeps: They know the session when it is to be resumed.
+      location: Where they want sessions to be resumed.
+      takes: What is sent to them again gets through to them.
       wrong_count: The next server that is to resume one says that it got more than was sent.
       connected: Called when an attempt has succeeded.
     """
@@ -96,6 +100,7 @@ class Network:
         self.attempts: list[float] = []
         self.accounts: list[Account] = []
         self.managed, self.keeps, self.wrong_count = False, True, False
+        self.location, self.takes = "", True
         self.connected: Callable[[], None] = lambda: None
         self._put, self._get = trio.open_memory_channel[Server](100)
 
@@ -112,20 +117,24 @@ class Network:
         self._put.send_nowait(Server(theirs, opened=True))
         behind, self.behind = self.behind, []
         self.connected()
-        return Connection(ours, stream, behind)
+        host, port = account.server or ("xmpp.example.org", 5222)
+        return Connection(ours, stream, behind, Target(host, port, direct=False))
 
     def _stream(self, former: StreamManagement | None) -> ClientStream:
         if not self.managed:
             return open_stream()
         if former is None or not self.keeps:
-            return managed_stream()
+            stream = managed_stream()
+            kept(stream).location = self.location
+            return stream
         if self.wrong_count:
             self.wrong_count = False
             (end,) = resuming_stream(former).receive_data(resumed(99).encode())
             assert isinstance(end, StreamEnded)
             assert end.error is not None
             raise end.error
-        return resuming_stream(former, said=resumed(former.sent_count))
+        has = former.sent_count if self.takes else former.acked_count
+        return resuming_stream(former, said=resumed(has))
 
     async def accept(self) -> Server:
         """The server of the next attempt that succeeds."""
@@ -155,7 +164,11 @@ class Changes:
         await self._event.wait()
 
 
-def new_client(changed: Changes | None = None, **handlers: Handler) -> Client:
+def new_client(
+    changed: Changes | None = None,
+    messages: Mapping[str, MessageHandler] | None = None,
+    **handlers: Handler,
+) -> Client:
     return Client(
         Account(jid=LAPTOP, password=lambda: PASSWORD),
         Contacts([BOB.bare, CAROL], required=frozenset({SI}), preferred="urn:syncd:sync:1"),
@@ -164,6 +177,7 @@ def new_client(changed: Changes | None = None, **handlers: Handler) -> Client:
         features=frozenset({SI, "urn:b"}),
         handlers={f"{{urn:a}}{name}": handler for name, handler in handlers.items()},
         changed=changed or Changes(),
+        messages=messages or {},
     )
 
 
@@ -197,6 +211,17 @@ async def greet(server: Server, roster: str = KNOWN, *, behind: str = "") -> Non
         f"<iq type='result' id='{request.get('id')}'>"
         f"<query xmlns='jabber:iq:roster'>{roster}</query></iq>{behind}"
     )
+
+
+@asynccontextmanager
+async def online(
+    network: Network, client: Client, roster: str = KNOWN
+) -> AsyncIterator[Server]:
+    """Run a client until it has come online and got its roster, and while the block lasts."""
+    async with running(client):
+        server = await network.accept()
+        await greet(server, roster)
+        yield server
 
 
 async def show(server: Server, jid: JID, *features: str) -> None:
@@ -250,9 +275,7 @@ async def test_the_presence_of_peers_is_asked_for_once_and_ours_is_shown_to_them
     network: Network, roster: str, sent: list[str]
 ) -> None:
     """RFC 6121 sections 3.1 and 4.6: who sees whom already is left in peace."""
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server, roster)
+    async with online(network, new_client(), roster) as server:
         await wait_all_tasks_blocked()
         await server.send("<iq type='get' id='last'><ping xmlns='urn:xmpp:ping'/></iq>")
         heard = []
@@ -287,9 +310,7 @@ async def test_an_empty_result_is_an_empty_roster(network: Network) -> None:
 
 
 async def test_peers_may_see_us_and_strangers_may_not(network: Network) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await server.send("<presence type='subscribe' from='mallory@example.org'/>")
         await server.send("<presence type='subscribe'/>")
         await server.send("<presence type='subscribe' from='@'/>")
@@ -303,9 +324,7 @@ async def test_a_peer_is_online_once_its_client_has_told_that_it_takes_files(
 ) -> None:
     changed = Changes()
     client = new_client(changed)
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await show(server, BOB, SI)
         await changed.wait()
         assert client.contacts.online() == {BOB.bare}
@@ -315,12 +334,24 @@ async def test_a_peer_is_online_once_its_client_has_told_that_it_takes_files(
         assert client.contacts.online() == frozenset()
 
 
+async def test_a_client_that_turned_out_to_be_gone_is_not_chosen_again(
+    network: Network,
+) -> None:
+    changed = Changes()
+    client = new_client(changed)
+    async with online(network, client) as server:
+        await show(server, BOB, SI)
+        await wait_all_tasks_blocked()
+        before = changed.count
+        client.gone(client.contacts.choose(BOB.bare))
+        assert changed.count == before + 1
+        assert client.contacts.online() == frozenset()
+
+
 async def test_a_presence_that_changes_nothing_is_not_told(network: Network) -> None:
     changed = Changes()
     client = new_client(changed)
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await show(server, BOB, SI)
         await wait_all_tasks_blocked()
         before = changed.count
@@ -331,9 +362,7 @@ async def test_a_presence_that_changes_nothing_is_not_told(network: Network) -> 
 
 
 async def test_a_client_that_comes_in_many_presences_is_asked_once(network: Network) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await server.send(f"<presence from='{BOB}'/>" * 20)
         assert (await server.stanza()).get("to") == str(BOB)
         await show(server, CAROL.with_resource("x"), SI)
@@ -343,9 +372,7 @@ async def test_a_client_that_refuses_to_tell_is_asked_again_when_it_comes_again(
     autojump_clock: MockClock,
     network: Network,
 ) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await server.send(f"<presence from='{BOB}'/>")
         await server.send(refusal(await server.stanza(), "cancel", "service-unavailable"))
         for _ in range(4):
@@ -360,9 +387,7 @@ async def test_a_client_that_came_back_meanwhile_is_asked_again(
 ) -> None:
     """The refusal was for the one that went."""
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await server.send(f"<presence from='{BOB}'/>")
         request = await server.stanza()
         await server.send(
@@ -376,9 +401,7 @@ async def test_a_client_that_came_back_meanwhile_is_asked_again(
 async def test_a_client_that_went_is_not_asked_again(
     autojump_clock: MockClock, network: Network
 ) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await server.send(f"<presence from='{BOB}'/>")
         request = await server.stanza()
         await server.send(f"<presence from='{BOB}' type='unavailable'/>")
@@ -390,9 +413,7 @@ async def test_a_client_that_cannot_tell_now_is_asked_later(
     autojump_clock: MockClock, network: Network
 ) -> None:
     """Ever more rarely, whether it refuses or says nothing."""
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await server.send(f"<presence from='{BOB}'/>")
         times = []
         for _ in range(3):
@@ -411,9 +432,7 @@ async def test_only_so_many_clients_are_asked_at_a_time(
 ) -> None:
     monkeypatch.setattr(peers, "MAX_ASKING", 1)
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await server.send(f"<presence from='{BOB}'/><presence from='{CAROL}/x'/>")
         request = await server.stanza()
         assert request.get("to") == str(BOB)
@@ -425,9 +444,7 @@ async def test_only_so_many_clients_are_asked_at_a_time(
 
 @pytest.mark.parametrize("sender", ["", "from='user@example.org'"])
 async def test_a_roster_push_of_our_own_account_is_taken(network: Network, sender: str) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         push = "<query xmlns='jabber:iq:roster'><item jid='dave@example.org'/></query>"
         await server.send(f"<iq type='set' id='7' {sender}>{push}</iq>")
         assert (await server.stanza()).get("type") == "result"
@@ -440,9 +457,7 @@ async def test_a_roster_push_of_our_own_account_is_taken(network: Network, sende
 async def test_a_roster_push_of_anybody_else_is_refused(network: Network, sender: str) -> None:
     """CVE-2015-8688: nobody gets on the list of peers that way."""
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         push = f"<query xmlns='jabber:iq:roster'><item jid='{sender}'/></query>"
         await server.send(f"<iq type='set' id='7' from='{sender}'>{push}</iq>")
         assert condition(await server.stanza()) == "cancel service-unavailable"
@@ -477,18 +492,14 @@ async def test_what_the_client_can_is_what_its_presence_promised(network: Networ
 
 
 async def test_the_client_tells_its_name_and_version_and_no_more(network: Network) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         (query,) = await ask(server, f"<query xmlns='{NS_VERSION}'/>")
         told = [(child.tag.partition("}")[2], child.text) for child in query]
         assert told == [("name", "syncd"), ("version", "1.2")]
 
 
 async def test_the_client_has_no_items(network: Network) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         (query,) = await ask(server, f"<query xmlns='{NS_ITEMS}'/>")
         assert (query.tag, len(query)) == (ITEMS, 0)
 
@@ -497,9 +508,7 @@ async def test_the_client_has_no_items(network: Network) -> None:
 async def test_a_node_that_the_client_does_not_have_is_not_found(
     network: Network, name: str
 ) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         reply = await ask(server, f"<query xmlns='{name}' node='https://syncd.invalid/#x'/>")
         assert condition(reply) == "cancel item-not-found"
 
@@ -514,9 +523,7 @@ QUESTIONS = [
 
 @pytest.mark.parametrize("payload", QUESTIONS)
 async def test_what_is_asked_by_get_is_not_asked_by_set(network: Network, payload: str) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         assert (await ask(server, payload)).get("type") == "result"
         reply = await ask(server, payload, kind="set")
         assert condition(reply) == "modify bad-request"
@@ -529,9 +536,7 @@ async def test_a_client_that_is_busy_still_tells_what_it_is(network: Network) ->
         await trio.sleep_forever()
         raise AssertionError
 
-    async with running(new_client(query=query)):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client(query=query)) as server:
         for number in range(MAX_HANDLING):
             await server.send(f"<iq type='set' id='b{number}' from='{BOB}'>{A_QUERY}</iq>")
         assert condition(await ask(server, A_QUERY)) == "wait resource-constraint"
@@ -569,9 +574,7 @@ async def test_nothing_that_comes_in_a_message_counts(
         asked.append(iq)
 
     client = new_client(query=query)
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         origin = f" from='{sender}'" if sender else ""
         await server.send(f"<message{origin}>{message}{A_QUERY}</message>")
         await server.send(f"<message{origin} type='error'>{message}</message>")
@@ -611,9 +614,7 @@ async def test_every_request_is_answered_once(
     network: Network, stanza: str, expected: str
 ) -> None:
     """RFC 6120 section 8.2.3; CVE-2016-10376: there are no commands."""
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await server.send(stanza.format(BOB))
         assert condition(await server.stanza()) == expected
         assert (await ask(server, "<ping xmlns='urn:xmpp:ping'/>")).get("type") == "result"
@@ -623,9 +624,7 @@ async def test_every_request_is_answered_once(
 @pytest.mark.parametrize("sender", ["", f" from='{BOB}'", " from='@'"])
 async def test_no_answer_is_answered(network: Network, kind: str, sender: str) -> None:
     """RFC 6120 section 8.3.1: or two clients would go on for ever."""
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await server.send(f"<iq type='{kind}' id='7'{sender}><a xmlns='u'/></iq>")
         await server.send(f"<iq type='{kind}' id='8'{sender}/>")
         assert (await ask(server, "<ping xmlns='urn:xmpp:ping'/>")).get("type") == "result"
@@ -667,9 +666,7 @@ async def test_the_handlers_of_others_are_asked_as_well(network: Network) -> Non
     async def query(_: Iq) -> Element:
         return make("{urn:a}answer")
 
-    async with running(new_client(query=query)):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client(query=query)) as server:
         await server.send(f"<iq type='set' id='7' from='{BOB}'>{A_QUERY}</iq>")
         assert [child.tag for child in await server.stanza()] == ["{urn:a}answer"]
 
@@ -854,9 +851,7 @@ async def test_in_the_gap_the_client_is_not_connected_and_the_peers_are_kept(
     network.managed = True
     changed = Changes()
     client = new_client(changed)
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await show(server, BOB, SI)
         await wait_all_tasks_blocked()
         before = changed.count
@@ -881,9 +876,7 @@ async def test_a_forgotten_session_is_followed_by_another_without_delay(
     """It is bound already; the peers are asked about anew."""
     network.managed = True
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await show(server, BOB, SI)
         await wait_all_tasks_blocked()
         network.keeps = False
@@ -901,9 +894,7 @@ async def test_a_session_is_resumed_only_as_long_as_the_server_keeps_it(
 ) -> None:
     network.managed = True
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await show(server, BOB, SI)
         await wait_all_tasks_blocked()
         network.failures = [OfflineError("no route")] * 10_000
@@ -923,9 +914,7 @@ async def test_a_server_that_counts_wrongly_is_not_asked_to_resume_again(
     monkeypatch.setattr(random, "random", lambda: 1.0)
     network.managed = True
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         network.wrong_count = True
         await server.transport.aclose()
         await wait_all_tasks_blocked()
@@ -935,15 +924,103 @@ async def test_a_server_that_counts_wrongly_is_not_asked_to_resume_again(
         assert network.attempts == [0.0, 0.0, 1.0]
 
 
+LOCATION = ("node7.example.org", 9222)
+
+
+async def test_a_session_is_resumed_where_the_server_wants_it(network: Network) -> None:
+    """Each time; the certificate is still that of the account's domain (XEP-0198 section 5)."""
+    network.managed, network.location = True, "node7.example.org:9222"
+    client = new_client()
+    async with online(network, client) as server:
+        assert client.server == "xmpp.example.org:5222"
+        for _ in range(2):
+            await server.transport.aclose()
+            server = await network.accept()
+            assert (await server.stanza()).tag == f"{{{sm.NS}}}r"
+            assert client.server == "node7.example.org:9222"
+        assert [each.server for each in network.accounts] == [None, LOCATION, LOCATION]
+        assert {each.jid for each in network.accounts} == {LAPTOP}
+
+
+async def test_where_the_server_cannot_be_reached_it_is_resumed_as_ever(
+    autojump_clock: MockClock, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And if that helps, there is no second attempt there."""
+    network.managed, network.location = True, "node7.example.org:9222"
+    client = new_client()
+    async with online(network, client) as server:
+        network.failures = [OfflineError("no route")] * 3
+        with caplog.at_level("INFO"):
+            await server.transport.aclose()
+            server = await network.accept()
+        assert "node7.example.org:9222" in caplog.text
+        assert (await server.stanza()).tag == f"{{{sm.NS}}}r"
+        await server.transport.aclose()
+        await network.accept()
+        expected = [None, LOCATION, None, LOCATION, None, None]
+        assert [each.server for each in network.accounts] == expected
+
+
+async def test_wrong_credentials_are_not_tried_elsewhere(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.managed, network.location = True, "node7.example.org:9222"
+    client = new_client()
+    async with online(network, client) as server:
+        network.failures = [AuthenticationError("wrong password")]
+        await server.transport.aclose()
+        await network.accept()
+        assert [each.server for each in network.accounts] == [None, LOCATION, None]
+        assert network.attempts[2] - network.attempts[1] >= BACK_OFF_LOGIN / 2
+
+
+async def test_in_the_gap_there_is_no_server(network: Network) -> None:
+    network.managed = True
+    client = new_client()
+    assert client.server == ""
+    async with online(network, client) as server:
+        network.failures = [OfflineError("no route")] * 100
+        await server.transport.aclose()
+        await wait_all_tasks_blocked()
+        assert (client.jid, client.server) == (LAPTOP, "")
+
+
+async def test_a_request_to_a_peer_that_leaves_fails_at_once(network: Network) -> None:
+    """So nobody waits for the answer of a client that has been closed."""
+    client = new_client()
+    async with running(client) as nursery:
+        server = await network.accept()
+        await greet(server)
+        await show(server, BOB, SI)
+        asked = Asked()
+        nursery.start_soon(asked.ask, client, BOB, make(QUERY), REQUEST_TIMEOUT)
+        await server.stanza()
+        await server.send(f"<presence from='{BOB.bare}' type='unavailable'/>")
+        await wait_all_tasks_blocked()
+        assert not asked.done
+        await server.send(f"<presence from='{BOB}' type='unavailable'/>")
+        with pytest.raises(OfflineError, match="went offline"):
+            await asked.answer()
+
+
+async def test_messages_of_a_kind_that_somebody_takes_are_given_to_them(
+    network: Network,
+) -> None:
+    got: list[JID] = []
+    client = new_client(messages={QUERY: lambda sender, child: got.append(sender)})
+    async with online(network, client) as server:
+        await server.send(f"<message from='{BOB}'>{A_QUERY}</message>")
+        await wait_all_tasks_blocked()
+        assert got == [BOB]
+
+
 async def test_wrong_credentials_end_the_session(
     autojump_clock: MockClock, network: Network
 ) -> None:
     """They are not tried again as soon as the session would need it."""
     network.managed = True
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         network.failures = [AuthenticationError("wrong password")]
         await server.transport.aclose()
         await network.accept()
@@ -969,6 +1046,49 @@ async def test_connections_that_keep_breaking_are_made_ever_more_rarely(
         assert network.attempts[-1] == trio.current_time()  # that one was good for a while
 
 
+async def test_a_server_that_falls_over_what_it_is_sent_gets_it_no_more(
+    autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next session begins without it."""
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    network.managed, network.takes = True, False
+    client = new_client()
+    async with running(client) as nursery:
+        server = await network.accept()
+        await greet(server)
+        asked = Asked()
+        nursery.start_soon(asked.ask, client, BOB, make(QUERY), REQUEST_TIMEOUT)
+        for _ in range(MAX_VAIN + 1):
+            while (await server.stanza()).find(QUERY) is None:
+                pass
+            await server.transport.aclose()
+            server, old = await network.accept(), server
+            assert server is not old
+        with pytest.raises(OfflineError, match="ended before the answer came"):
+            await asked.answer()
+        await greet(server)
+        assert network.attempts == [0.0, 0.0, 1.0, 3.0, 4.0]
+
+
+async def test_a_server_that_gets_on_is_resumed_however_often_it_breaks(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.managed, network.takes = True, False
+    client = new_client()
+    async with running(client):
+        server = await network.accept()
+        since = client.since
+        await greet(server)
+        for count in range(2 * MAX_VAIN):
+            # One more of the two that it had, and of those that are asked for here.
+            await server.send("<iq type='get' id='8'><ping xmlns='urn:xmpp:ping'/></iq>")
+            await server.send(f"<a xmlns='{sm.NS}' h='{count}'/>")
+            await wait_all_tasks_blocked()
+            await server.transport.aclose()
+            server = await network.accept()
+        assert client.since == since
+
+
 async def test_whom_the_server_forgets_each_time_is_not_bound_in_a_loop(
     autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -985,9 +1105,7 @@ async def test_going_in_the_gap_ends_the_session_at_once(
 ) -> None:
     network.managed = True
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         network.failures = [OfflineError("no route")] * 100
         await server.transport.aclose()
         await wait_all_tasks_blocked()
@@ -1054,9 +1172,7 @@ async def test_a_server_that_goes_down_is_given_time(
 ) -> None:
     network.managed = managed
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         network.failures = [OfflineError("Connection refused")] * 3
         await end(server, "system-shutdown")
         await network.accept()
@@ -1071,9 +1187,7 @@ async def test_a_server_that_has_enough_of_us_is_left_in_peace(
 ) -> None:
     network.managed = True
     client = new_client()
-    async with running(client):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, client) as server:
         await end(server, "policy-violation")
         await wait_all_tasks_blocked()
         assert client.problem is not None
@@ -1101,9 +1215,7 @@ async def test_where_the_server_sends_us_we_go_once(
 async def test_an_open_stream_may_be_sent_elsewhere_too(
     autojump_clock: MockClock, network: Network
 ) -> None:
-    async with running(new_client()):
-        server = await network.accept()
-        await greet(server)
+    async with online(network, new_client()) as server:
         await end(server, "see-other-host", "b.example.org")
         network.failures = [OfflineError("nobody there")]
         await network.accept()

@@ -180,6 +180,7 @@ async def test_from_an_account_to_a_bound_stream(tls: TLS, ca_file: Path) -> Non
             assert connection.stream.state is State.OPEN
             assert connection.stream.jid == LAPTOP
             assert connection.early == []
+            assert connection.target == at(port)
             connection.stream.send(make_presence())
             await connect.write(connection.transport, connection.stream)
 
@@ -890,7 +891,7 @@ async def test_a_name_that_nobody_knows_is_told_with_the_dns_as_suspect(
 def test_a_password_is_not_shown_with_the_attempt() -> None:
     given = account(1)
     context = ssl.create_default_context()
-    assert PASSWORD not in repr(connect._Login(given, PASSWORD, None, at(1), context))
+    assert PASSWORD not in repr(connect._Login(given, PASSWORD, None, None, at(1), context))
 
 
 async def test_an_address_literal_is_checked_against_the_certificate(

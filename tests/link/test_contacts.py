@@ -251,7 +251,8 @@ def test_a_client_that_turned_out_to_be_gone_is_not_chosen_again_before_it_is_ba
     for resource in ("pc", "phone"):
         assert chosen(them) == resource
         them.gone(them.choose(BOB))
-    assert not them.is_there(JID.parse("bob@example.org/pc"))
+    # Its presence has not said so yet.
+    assert them.is_there(JID.parse("bob@example.org/pc"))
     assert them.online() == frozenset()
     with pytest.raises(OfflineError, match=r"^bob@example\.org is offline$"):
         them.choose(BOB)
@@ -334,7 +335,9 @@ def test_a_kind_that_answered_does_not_bring_back_who_is_gone() -> None:
     come(them, "bob@example.org/tv", caps=caps)
     them.gone(asked(them, "bob@example.org/tv"))
     tell(them, "bob@example.org/pc", SI)
-    assert not them.is_there(JID.parse("bob@example.org/tv"))
+    assert chosen(them) == "pc"
+    with pytest.raises(OfflineError, match="offline"):
+        them.choose(JID.parse("bob@example.org/tv"))
 
 
 def test_without_a_stream_nobody_is_there() -> None:

@@ -71,6 +71,7 @@ class Wire:
 
     Attributes:
       sent: Type and address of every presence, after the first.
+      left: Who was there and went.
       changes: How often somebody came or went.
       over: Nothing can be sent any more.
     """
@@ -79,6 +80,7 @@ class Wire:
         self.sent: list[str] = []
         self.presences: list[Element] = []
         self.times: list[float] = []
+        self.left: list[JID] = []
         self.changes = 0
         self.over = False
         self._put, self._get = trio.open_memory_channel[Question](100)
@@ -90,6 +92,7 @@ class Wire:
             make_caps(INFO_OF_US),
             request=self._request,
             send=self._send,
+            left=self.left.append,
             changed=self._changed,
         )
 
@@ -101,6 +104,12 @@ class Wire:
         question = await self.asked()
         assert (question.to, question.payload.tag) == (None, ROSTER)
         question.answer(payload)
+        await wait_all_tasks_blocked()
+
+    async def meet(self, jid: JID, promised: Element | None = None) -> None:
+        """Let a client come that takes files, and says so when it is asked."""
+        self.come(jid, promised)
+        (await self.asked()).answer(TAKES_FILES)
         await wait_all_tasks_blocked()
 
     async def nothing(self) -> None:
@@ -140,14 +149,21 @@ async def session(wire: Wire) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def begun() -> AsyncIterator[Wire]:
+    """A session that has its roster: everybody sees everybody."""
+    wire = Wire()
+    async with session(wire):
+        await wire.roster()
+        yield wire
+
+
 def push(sender: JID | None, kind: IqType = "set") -> Iq:
     return Iq(kind, "1", sender, SEEN, make(IQ))
 
 
 async def test_a_session_begins_with_our_presence_and_what_we_can() -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         (presence,) = wire.presences
         assert wire.sent == ["available all"]
         assert presence.findtext("{jabber:client}priority") == str(PRIORITY)
@@ -209,9 +225,7 @@ async def test_many_subscriptions_are_not_a_burst(autojump_clock: MockClock) -> 
 
 
 async def test_whoever_comes_is_asked_under_the_node_of_the_presence() -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         wire.come(BOB, TAKES_FILES)
         question = await wire.asked()
         caps = read_caps(make_with(TAKES_FILES))
@@ -234,9 +248,7 @@ def make_with(info: Element) -> Element:
 
 
 async def test_who_does_not_know_the_node_is_asked_without() -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         wire.come(BOB, TAKES_FILES)
         (await wire.asked()).answer(StanzaError(ErrorType.CANCEL, "item-not-found"))
         question = await wire.asked()
@@ -247,9 +259,7 @@ async def test_who_does_not_know_the_node_is_asked_without() -> None:
 
 
 async def test_of_many_clients_of_a_kind_one_is_asked() -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         for jid in (BOB, TV, CAROL):
             wire.come(jid, TAKES_FILES)
         question = await wire.asked()
@@ -263,9 +273,7 @@ async def test_of_many_clients_of_a_kind_one_is_asked() -> None:
 async def test_when_one_does_not_tell_the_truth_the_others_of_its_kind_are_asked(
     outcome: str,
 ) -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         for jid in (BOB, CAROL):
             wire.come(jid, TAKES_FILES)
         question = await wire.asked()
@@ -283,9 +291,7 @@ async def test_when_one_does_not_tell_the_truth_the_others_of_its_kind_are_asked
 async def test_a_silent_client_does_not_hold_up_the_others_of_its_kind(
     autojump_clock: MockClock,
 ) -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         for jid in (BOB, CAROL):
             wire.come(jid, TAKES_FILES)
         first = await wire.asked()
@@ -302,9 +308,7 @@ async def test_a_silent_client_does_not_hold_up_the_others_of_its_kind(
 async def test_an_answer_to_an_older_presence_is_asked_for_again(
     autojump_clock: MockClock,
 ) -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         wire.come(BOB, INFO_OF_US)
         question = await wire.asked()
         wire.come(BOB, TAKES_FILES)
@@ -331,9 +335,7 @@ async def test_our_own_presence_and_that_of_strangers_are_nothing() -> None:
 
 
 async def test_peers_who_ask_may_see_us() -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
+    async with begun() as wire:
         wire.come(BOB.bare, kind="subscribe")
         await wait_all_tasks_blocked()
         assert wire.sent[1:] == ["subscribed bob@example.org"]
@@ -342,12 +344,8 @@ async def test_peers_who_ask_may_see_us() -> None:
 async def test_an_error_means_that_nobody_is_there_and_is_not_answered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
-        wire.come(BOB, TAKES_FILES)
-        (await wire.asked()).answer(TAKES_FILES)
-        await wait_all_tasks_blocked()
+    async with begun() as wire:
+        await wire.meet(BOB, TAKES_FILES)
         error = StanzaError(ErrorType.CANCEL, "remote-server-not-found", "x" * 10_000)
         with caplog.at_level("INFO"):
             wire.peers.presence_received(
@@ -359,6 +357,18 @@ async def test_an_error_means_that_nobody_is_there_and_is_not_answered(
         assert wire.changes == 2
         await wire.nothing()
         assert wire.sent == ["available all"]
+
+
+async def test_only_who_was_there_can_leave() -> None:
+    """COMPAT(prosody): of who is offline the server says so once more, by the bare JID."""
+    async with begun() as wire:
+        wire.come(BOB, TAKES_FILES)
+        for jid in (BOB.bare, TV, CAROL, JID.parse("mallory@example.org/pc")):
+            wire.come(jid, kind="unavailable")
+        assert wire.left == []
+        for _ in range(2):
+            wire.come(BOB, kind="unavailable")
+        assert wire.left == [BOB]
 
 
 @pytest.mark.parametrize("sender", [None, LAPTOP.bare])
@@ -395,12 +405,8 @@ async def test_nobody_gets_our_roster() -> None:
 async def test_who_is_said_to_be_gone_is_asked_later_whether_it_is(
     autojump_clock: MockClock,
 ) -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
-        wire.come(BOB)
-        (await wire.asked()).answer(TAKES_FILES)
-        await wait_all_tasks_blocked()
+    async with begun() as wire:
+        await wire.meet(BOB)
         before = trio.current_time()
         wire.peers.gone(wire.contacts.choose(BOB.bare))
         assert wire.contacts.online() == frozenset()
@@ -415,12 +421,8 @@ async def test_who_is_said_to_be_gone_is_asked_later_whether_it_is(
 async def test_who_has_come_back_is_not_asked_whether_it_is_gone(
     autojump_clock: MockClock,
 ) -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
-        wire.come(BOB)
-        (await wire.asked()).answer(TAKES_FILES)
-        await wait_all_tasks_blocked()
+    async with begun() as wire:
+        await wire.meet(BOB)
         chosen = wire.contacts.choose(BOB.bare)
         wire.come(BOB)
         wire.peers.gone(chosen)
@@ -430,12 +432,8 @@ async def test_who_has_come_back_is_not_asked_whether_it_is_gone(
 
 
 async def test_after_the_session_nobody_is_asked() -> None:
-    wire = Wire()
-    async with session(wire):
-        await wire.roster()
-        wire.come(BOB)
-        (await wire.asked()).answer(TAKES_FILES)
-        await wait_all_tasks_blocked()
+    async with begun() as wire:
+        await wire.meet(BOB)
         chosen = wire.contacts.choose(BOB.bare)
     wire.peers.gone(chosen)
     await wire.nothing()
@@ -447,8 +445,6 @@ async def test_each_session_begins_anew() -> None:
     for _ in range(2):
         async with session(wire):
             await wire.roster()
-            wire.come(BOB)
-            (await wire.asked()).answer(TAKES_FILES)
-            await wait_all_tasks_blocked()
+            await wire.meet(BOB)
             assert wire.contacts.online() == {BOB.bare}
         wire.contacts.clear()

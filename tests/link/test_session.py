@@ -21,6 +21,7 @@ from syncd.errors import (
 )
 from syncd.link import session
 from syncd.link.connect import Connection
+from syncd.link.resolve import Target
 from syncd.link.session import (
     MAX_HANDLING,
     PING_AFTER,
@@ -31,7 +32,7 @@ from syncd.link.session import (
 from syncd.xmpp import sm
 from syncd.xmpp.disco import PING
 from syncd.xmpp.jid import JID
-from syncd.xmpp.stanza import IQ, PRESENCE, Iq, Limits
+from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, Iq, Limits
 from syncd.xmpp.stream import Event, Resumed, StanzaReceived, StreamEnded, TLSWanted
 from syncd.xmpp.xml import make
 from tests.support.asking import Asked, but_pings, condition, refusal
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from syncd.link.session import Handler
+    from syncd.link.session import Handler, MessageHandler
     from syncd.xmpp.sm import StreamManagement
     from syncd.xmpp.stream import ClientStream
 
@@ -101,12 +102,16 @@ async def living(
     *,
     early: Iterable[Event] = (),
     lockstep: bool = False,
+    messages: Mapping[str, MessageHandler] | None = None,
 ) -> AsyncIterator[Life]:
     """Run a session with a server in memory."""
     ours, theirs = lockstep_stream_pair() if lockstep else memory_stream_pair()
     presences: list[Element] = []
     subject = Session(
-        Connection(ours, open_stream(), list(early)), handlers or {}, presences.append
+        Connection(ours, open_stream(), list(early), Target("h.example.org", 5222, False)),
+        handlers or {},
+        presences.append,
+        messages=messages or {},
     )
     async with trio.open_nursery() as nursery:
         life = Life(subject, Server(theirs, opened=True), nursery)
@@ -241,6 +246,104 @@ async def test_who_gives_no_answer_is_not_waited_for_for_ever(
                     await asked.pop().answer()
                 nursery.cancel_scope.cancel()
         assert trio.current_time() - started == REQUEST_TIMEOUT
+
+
+async def test_whoever_left_is_not_waited_for() -> None:
+    """Others are, on the same account and elsewhere, and so is an answer that has come."""
+    tv = BOB.with_resource("tv")
+    async with living() as life:
+        asked = {}
+        for to in (BOB, tv, BOB.bare, None, CAROL):
+            asked[to] = life.ask(to)
+            request = await life.server.stanza()
+            if to == tv:
+                await life.server.answer(request)
+                await wait_all_tasks_blocked()
+        life.session.left(tv)
+        life.session.left(BOB)
+        with pytest.raises(OfflineError, match=f"{BOB} went offline before the answer came"):
+            await asked[BOB].answer()
+        assert (await asked[tv].answer()).sender == tv
+        await wait_all_tasks_blocked()
+        assert not any(asked[to].done for to in (BOB.bare, None, CAROL))
+
+
+async def test_the_session_knows_where_its_server_is() -> None:
+    async with living() as life:
+        assert life.session.server == "h.example.org:5222"
+
+
+# Messages
+
+
+class Mail:
+    """Takes messages, and refuses them if it has a reason to."""
+
+    def __init__(self, refusal: SyncdError | None = None) -> None:
+        self.got: list[tuple[str, str | None]] = []
+        self._refusal = refusal
+
+    def __call__(self, sender: JID, child: Element) -> None:
+        self.got.append((str(sender), child.text))
+        if self._refusal:
+            raise self._refusal
+
+
+DATA = "{urn:a}data"
+
+
+async def test_a_message_is_given_to_whoever_takes_its_kind() -> None:
+    """In order; the rest of it, and the rest of the messages, are left alone."""
+    mail = Mail()
+    async with living(messages={DATA: mail}) as life:
+        await life.server.send(
+            f"<message from='{BOB}'><x xmlns='u'/><data xmlns='urn:a'>1</data></message>"
+            f"<message from='{BOB}'><body>hello</body></message>"
+            f"<message from='{BOB}' type='error'><data xmlns='urn:a'>no</data></message>"
+            "<message><data xmlns='urn:a'>2</data><data xmlns='urn:a'>3</data></message>"
+            "<message from='@'><body>hello</body></message>"
+            "<iq type='get' id='8'><query xmlns='urn:a'/></iq>"
+        )
+        # Nothing was said before the answer to this.
+        assert (await life.server.stanza()).get("id") == "8"
+        own = str(LAPTOP.bare)
+        assert mail.got == [(str(BOB), "1"), (own, "2"), (own, "3")]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (StanzaError(ErrorType.CANCEL, "item-not-found"), "cancel item-not-found"),
+        (JournalError("the disk is full"), "cancel internal-server-error"),
+    ],
+)
+@pytest.mark.parametrize("ident", [" id='7'", ""])
+async def test_a_message_that_is_refused_is_answered_with_the_reason(
+    refusal: SyncdError, told: str, ident: str
+) -> None:
+    """Once, by an error (RFC 6121 section 8.1); what is behind it is not looked at."""
+    mail = Mail(refusal)
+    data = "<data xmlns='urn:a'>1</data>"
+    async with living(messages={DATA: mail}) as life:
+        await life.server.send(f"<message from='{BOB}'{ident}>{data}{data}</message>")
+        await life.server.send(f"<message from='{BOB}' type='error'{ident}>{data}</message>")
+        error = await life.server.stanza()
+        assert (error.tag, error.get("type"), error.get("to")) == (MESSAGE, "error", str(BOB))
+        assert error.get("id") == ("7" if ident else None)
+        assert condition(error) == told
+        await life.server.send("<iq type='get' id='8'><query xmlns='urn:a'/></iq>")
+        assert (await life.server.stanza()).get("id") == "8"
+        assert len(mail.got) == 1
+
+
+async def test_a_message_from_nowhere_is_not_given_to_anybody() -> None:
+    """Nor refused, for nobody could be told."""
+    mail = Mail()
+    async with living(messages={DATA: mail}) as life:
+        await life.server.send("<message from='@'><data xmlns='urn:a'/></message>")
+        await life.server.send("<iq type='get' id='8'><query xmlns='urn:a'/></iq>")
+        assert (await life.server.stanza()).get("id") == "8"
+        assert mail.got == []
 
 
 async def _read_on(server: Server) -> None:
@@ -489,7 +592,7 @@ async def test_nothing_but_stanzas_comes_on_an_open_stream() -> None:
 
 async def test_a_requester_that_is_cancelled_leaves_no_half_stanza() -> None:
     """One task writes; here it is in the middle of a stanza that nobody wants any more."""
-    async with living(lockstep=True) as life:
+    async with limited(Limits(max_bytes=2_000_000), lockstep=True) as life:
         big = make(QUERY, text="x" * 1_000_000)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -683,8 +786,10 @@ class Mobile:
         assert event == Resumed()
         self._give(stream, early, lockstep=lockstep)
 
-    def forget(self) -> None:
-        """Give the session a connection whose server knows nothing of it."""
+    def forget(self, h: int | None = None) -> None:
+        """Give the session a connection whose server knows nothing of it, or only a count."""
+        failed = {} if h is None else {"h": str(h)}
+        kept(self._stream).forgotten(make(f"{{{sm.NS}}}failed", failed))
         self._give(open_stream(), [])
 
     def give_up(self, error: SyncdError | None = None) -> None:
@@ -871,6 +976,24 @@ async def test_a_forgotten_session_ends_and_the_new_one_is_handed_over() -> None
         await trio.aclose_forcefully(life.session.successor.transport)
 
 
+@pytest.mark.parametrize(("h", "lost"), [(None, 3), (0, 3), (2, 1), (3, 0)])
+async def test_of_a_forgotten_session_only_what_the_server_had_not_is_lost(
+    h: int | None, lost: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mobile() as life:
+        for number in range(3):
+            life.session.send(make(PRESENCE, {"id": str(number)}))
+        assert await life.heard(3) == ["0", "1", "2"]
+        await life.break_off()
+        with caplog.at_level("INFO"):
+            life.forget(h)
+            await life.ended.wait()
+        assert (f"{lost} stanzas may be lost" in caplog.text) == (lost > 0)
+        assert ("may be lost" in caplog.text) == (lost > 0)
+        assert life.session.successor is not None
+        await trio.aclose_forcefully(life.session.successor.transport)
+
+
 async def test_a_session_that_nobody_could_resume_ends() -> None:
     async with mobile() as life:
         asked = life.ask(BOB)
@@ -1033,9 +1156,9 @@ async def test_a_request_waits_no_longer_for_the_gap(autojump_clock: MockClock) 
 
 @asynccontextmanager
 async def limited(
-    limits: Limits, handlers: Mapping[str, Handler] | None = None
+    limits: Limits, handlers: Mapping[str, Handler] | None = None, *, lockstep: bool = False
 ) -> AsyncIterator[Life]:
-    async with living(handlers) as life:
+    async with living(handlers, lockstep=lockstep) as life:
         life.session._stream.limits = limits
         yield life
 

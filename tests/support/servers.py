@@ -23,7 +23,7 @@ import trustme
 from tests.support.processes import Process, free_ports, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 DOMAIN = "example.test"
 USERS = ("alice", "bob", "carol")
@@ -46,14 +46,14 @@ pidfile = "{dir}/prosody.pid"
 -- Else it refuses as root, and hangs half started.
 run_as_root = true
 certificates = "{dir}"
-interfaces = {{ "127.0.0.1" }}
+interfaces = {{ "{address}" }}
 c2s_ports = {{ {port} }}
 c2s_direct_tls_ports = {{ {tls_port} }}
 s2s_ports = {{}}
 http_ports = {{}}
 https_ports = {{}}
 proxy65_ports = {{ {proxy_port} }}
-proxy65_interfaces = {{ "127.0.0.1" }}
+proxy65_interfaces = {{ "{address}" }}
 modules_enabled = {{ "disco"; "roster"; "saslauth"; "tls"; "ping"; "smacks"; }}
 modules_disabled = {{ "s2s" }}
 c2s_require_encryption = true
@@ -62,8 +62,12 @@ authentication = "internal_plain"
 log = {{ {{ levels = {{ min = "info" }}, to = "console" }} }}
 ssl = {{ key = "{dir}/server.key"; certificate = "{dir}/server.pem" }}
 VirtualHost "{domain}"
+{components}
+"""
+
+_PROXY = """\
 Component "proxy.{domain}" "proxy65"
-    proxy65_address = "127.0.0.1"
+    proxy65_address = "{address}"
 """
 
 _EJABBERD = """\
@@ -186,11 +190,20 @@ class Server:
 
 
 @contextlib.contextmanager
-def prosody(directory: Path) -> Iterator[Server]:
+def prosody(
+    directory: Path,
+    *,
+    address: str = "127.0.0.1",
+    inside: Sequence[str] = (),
+    proxy: bool = True,
+) -> Iterator[Server]:
     """Run Prosody for as long as the block lasts.
 
     Args:
       directory: For everything that it writes.
+      address: Where it listens.
+      inside: A command that runs another one, in a network of its own.
+      proxy: Whether it has a SOCKS5 proxy.
     """
     data = directory / "data" / re.sub(r"[^a-z0-9]", lambda c: f"%{ord(c[0]):02x}", DOMAIN)
     for store in ("accounts", "roster"):
@@ -212,9 +225,10 @@ def prosody(directory: Path) -> Iterator[Server]:
         "prosody",
         directory,
         config,
-        _PROSODY,
-        ["prosody", "-F", "--config", str(config)],
+        _PROSODY.replace("{components}", _PROXY if proxy else ""),
+        [*inside, "prosody", "-F", "--config", str(config)],
         {},
+        address=address,
     ) as server:
         yield server
 
@@ -303,12 +317,18 @@ def _running(
     environment: dict[str, str],
     *,
     ready_line: str | None = None,
+    address: str = "127.0.0.1",
 ) -> Iterator[Server]:
     port, tls_port, proxy_port = free_ports(3)
     _certify(directory)
     config.write_text(
         template.format(
-            dir=directory, domain=DOMAIN, port=port, tls_port=tls_port, proxy_port=proxy_port
+            dir=directory,
+            domain=DOMAIN,
+            address=address,
+            port=port,
+            tls_port=tls_port,
+            proxy_port=proxy_port,
         )
     )
     process = Process(
@@ -319,7 +339,7 @@ def _running(
     )
     server = Server(
         kind=kind,
-        host="127.0.0.1",
+        host=address,
         port=port,
         tls_port=tls_port,
         proxy_port=proxy_port,

@@ -11,12 +11,14 @@ import base64
 import hashlib
 import hmac
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, XMLPullParser
 
 import trio
 
 from syncd.xmpp.jid import JID
+from syncd.xmpp.login import Credentials
 from syncd.xmpp.stream import (
     Bound,
     ClientStream,
@@ -40,6 +42,7 @@ LAPTOP = JID.parse("user@example.org/laptop")
 PASSWORD = "pencil"
 # The client's nonce in the example of RFC 5802 section 5.
 NONCE = "fyko+d2lbbFgONRv9qkxdawL"
+CREDENTIALS = Credentials(password=PASSWORD, nonce=NONCE)
 
 _NAMESPACES = "xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'"
 
@@ -221,7 +224,7 @@ def _tell(event: Event) -> str:
 
 def new_stream(jid: JID = LAPTOP, *, secure: bool, allow_plain: bool = False) -> ClientStream:
     """A stream that has just begun."""
-    return ClientStream(jid, PASSWORD, nonce=NONCE, secure=secure, allow_plain=allow_plain)
+    return ClientStream(jid, replace(CREDENTIALS, allow_plain=allow_plain), secure=secure)
 
 
 def open_stream() -> ClientStream:
@@ -251,7 +254,7 @@ def resuming_stream(former: StreamManagement, *, said: str = "") -> ClientStream
       former: Of the one whose connection broke.
       said: The server's answer to that, if it has answered.
     """
-    stream = ClientStream(LAPTOP, PASSWORD, nonce=NONCE, secure=True, resume=former)
+    stream = ClientStream(LAPTOP, CREDENTIALS, secure=True, resume=former)
     script = f"""{AUTHENTICATION}
         S: {S_HEADER}{features(BIND_FEATURE, SM_FEATURE)}
         C: {resume(former.handled, former.id)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from syncd.demo.login import NOTHING_MORE, Abilities
 from syncd.demo.server import Server, open_server
 from syncd.xmpp.xml import Closed
 from tests.support.rawclient import RawClient, connect, log_in
@@ -39,9 +40,12 @@ class World:
 
 
 @asynccontextmanager
-async def open_world() -> AsyncIterator[World]:
+async def open_world(abilities: Abilities = NOTHING_MORE) -> AsyncIterator[World]:
     """A running server; the clients that join it are cut off before it stops."""
-    async with open_server(accounts=ACCOUNTS) as running, AsyncExitStack() as stack:
+    async with (
+        open_server(accounts=ACCOUNTS, abilities=abilities) as running,
+        AsyncExitStack() as stack,
+    ):
         yield World(running, stack)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
@@ -15,6 +18,7 @@ from syncd.xmpp.jid import JID
 from syncd.xmpp.login import (
     AUTHENTICATE,
     NS_BIND2,
+    NS_FAST,
     NS_SASL,
     NS_SASL2,
     RESPONSE,
@@ -26,6 +30,7 @@ from syncd.xmpp.login import (
     read_inline,
     read_offered,
     read_success,
+    read_token,
 )
 from syncd.xmpp.sm import StreamManagement
 from syncd.xmpp.xml import serialise
@@ -330,3 +335,220 @@ def test_last_words_that_are_no_base64_are_refused() -> None:
     )
     with pytest.raises(AuthenticationError):
         read_success(fromstring(text), ACCOUNT)
+
+
+# FAST (XEP-0484)
+
+FAST = (
+    f"<authentication xmlns='{NS_SASL2}'>%s<inline><bind xmlns='urn:xmpp:bind:0'/>"
+    f"<sm xmlns='{sm.NS}'/><fast xmlns='{NS_FAST}'>"
+    "<mechanism>HT-SHA-256-NONE</mechanism><mechanism>HT-SHA-256-ENDP</mechanism>"
+    "</fast></inline></authentication>"
+)
+SHA_1 = FAST % "<mechanism>SCRAM-SHA-1</mechanism>"
+BINDING = (
+    "<sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'>"
+    "<channel-binding type='tls-server-end-point'/></sasl-channel-binding>"
+)
+PLUS = FAST % "<mechanism>SCRAM-SHA-1-PLUS</mechanism><mechanism>SCRAM-SHA-1</mechanism>"
+EXPIRY = "2026-12-01T00:00:00Z"
+ENDP, NONE = (
+    sasl.Token(
+        account="user@example.org",
+        mechanism=f"HT-SHA-256-{suffix}",
+        secret="s3cret",
+        expires=datetime(2026, 12, 1, tzinfo=UTC),
+    )
+    for suffix in ("ENDP", "NONE")
+)
+CERTIFICATE = b"hash of the certificate"
+
+
+def fast(
+    offered: str,
+    token: sasl.Token | None = None,
+    *,
+    end_point: bytes | None = CERTIFICATE,
+    least: str = "",
+    keeps: bool = True,
+) -> Login:
+    credentials = Credentials(
+        password="pencil", nonce=NONCE, least=least, agent=AGENT, keeps_token=keeps, token=token
+    )
+    return Login(ACCOUNT, credentials, fromstring(f"<f>{offered}</f>"), end_point)
+
+
+def wanted(one: Login) -> str | None:
+    """For which mechanism a token is asked, if one is."""
+    request = one.begin(None).find(f"{{{NS_FAST}}}request-token")
+    return None if request is None else request.get("mechanism")
+
+
+def failure(condition: str) -> Element:
+    return fromstring(f"<failure xmlns='{NS_SASL2}'><{condition} xmlns='{NS_SASL}'/></failure>")
+
+
+def let_in(token: sasl.Token, binding: bytes, inside: str = "") -> Element:
+    """The success of a server that knows the token."""
+    proof = hmac.digest(token.secret.encode(), b"Responder" + binding, "sha256")
+    return fromstring(
+        f"<success xmlns='{NS_SASL2}'>"
+        f"<additional-data>{base64.b64encode(proof).decode()}</additional-data>"
+        f"<authorization-identifier>{ACCOUNT}/x</authorization-identifier>"
+        f"<bound xmlns='{NS_BIND2}'/>{inside}</success>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("offered", "options", "expected"),
+    [
+        (SHA_1, {}, "HT-SHA-256-ENDP"),
+        (BINDING + PLUS, {}, "HT-SHA-256-ENDP"),
+        (SHA_1, {"end_point": None}, "HT-SHA-256-NONE"),
+        (BINDING + PLUS.replace("ENDP", "EXPR"), {}, None),
+        (SHA_1.replace("ENDP", "EXPR"), {}, "HT-SHA-256-NONE"),
+        (SHA_1, {"keeps": False}, None),
+        (NEW, {}, None),
+        (OLD, {}, None),
+    ],
+)
+def test_a_token_is_asked_for_the_best_use(
+    offered: str, options: dict[str, Any], expected: str | None
+) -> None:
+    assert wanted(fast(offered, **options)) == expected
+
+
+def test_a_token_logs_in_with_one_message() -> None:
+    one = fast(SHA_1, ENDP)
+    assert one.mechanism == "HT-SHA-256-ENDP"
+    first = one.begin(None)
+    assert serialise(first).decode().endswith(f"<fast xmlns='{NS_FAST}'/></authenticate>")
+    proof = hmac.digest(b"s3cret", b"Initiator" + CERTIFICATE, "sha256")
+    sent = first.findtext(f"{{{NS_SASL2}}}initial-response") or ""
+    assert base64.b64decode(sent) == b"user\0" + proof
+    success = one.succeeded(let_in(ENDP, CERTIFICATE))
+    assert success is not None
+    assert success.bound
+    assert one.token == ENDP
+
+
+def test_a_token_without_binding_is_proved_without() -> None:
+    one = fast(SHA_1, NONE, end_point=None)
+    assert one.mechanism == "HT-SHA-256-NONE"
+    assert one.succeeded(let_in(NONE, b"")) is not None
+
+
+def test_a_token_takes_no_challenge_and_no_key() -> None:
+    one = fast(SHA_1, ENDP)
+    with pytest.raises(RemoteProtocolError, match="out of turn"):
+        one.challenged(said(NS_SASL2, "challenge", CHALLENGE))
+    assert one.key_derived(b"key") is None
+
+
+@pytest.mark.parametrize(
+    ("offered", "token", "least"),
+    [
+        (SHA_1, NONE, ""),  # a better use is offered now
+        (SHA_1.replace("ENDP", "EXPR"), ENDP, ""),  # its own use is not
+        (SHA_1.replace("NONE", "ELSE").replace("ENDP", "NONE"), ENDP, ""),
+        (NEW, ENDP, ""),
+        (OLD, ENDP, ""),
+    ],
+)
+def test_a_token_that_does_not_fit_waits(offered: str, token: sasl.Token, least: str) -> None:
+    one = fast(offered, token, least=least)
+    assert one.mechanism.startswith("SCRAM")
+    assert one.token == token
+
+
+def test_a_token_is_no_way_around_a_weakened_offer() -> None:
+    with pytest.raises(AuthenticationError, match="before"):
+        fast(SHA_1, ENDP, least="SCRAM-SHA-256")
+
+
+def test_a_new_token_takes_the_place_of_the_old() -> None:
+    one = fast(SHA_1, ENDP)
+    inside = f"<token xmlns='{NS_FAST}' token='another' expiry='{EXPIRY}'/>"
+    one.succeeded(let_in(ENDP, CERTIFICATE, inside))
+    assert one.token == replace(ENDP, secret="another")
+
+
+def test_an_impostor_gives_no_token() -> None:
+    one = fast(SHA_1, ENDP)
+    inside = f"<token xmlns='{NS_FAST}' token='another' expiry='{EXPIRY}'/>"
+    with pytest.raises(AuthenticationError, match="knows the token"):
+        one.succeeded(let_in(ENDP, b"another certificate", inside))
+    assert one.token == ENDP
+
+
+@pytest.mark.parametrize(
+    ("condition", "again"),
+    [
+        ("credentials-expired", "HT-SHA-256-ENDP"),
+        ("not-authorized", None),
+        ("invalid-mechanism", None),
+    ],
+)
+def test_a_token_that_is_refused_gives_way_to_the_password(
+    condition: str, again: str | None
+) -> None:
+    former = StreamManagement(JID.parse("user@example.org/old"))
+    former.id = "previous"
+    one = fast(SHA_1, ENDP)
+    one.begin(former)
+    second = one.refused(failure(condition))
+    assert (second.tag, second.get("mechanism")) == (AUTHENTICATE, "SCRAM-SHA-1")
+    assert second.find(f"{{{sm.NS}}}resume") is not None
+    request = second.find(f"{{{NS_FAST}}}request-token")
+    assert (None if request is None else request.get("mechanism")) == again
+    assert one.token is None
+    assert one.mechanism == "SCRAM-SHA-1"
+    with pytest.raises(AuthenticationError, match="not-authorized"):
+        one.refused(failure("not-authorized"))
+
+
+def test_a_server_in_trouble_takes_no_token_away() -> None:
+    one = fast(SHA_1, ENDP)
+    with pytest.raises(OfflineError):
+        one.refused(failure("temporary-auth-failure"))
+    assert one.token == ENDP
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        f"token='' expiry='{EXPIRY}'",
+        f"token='{'x' * 4_097}' expiry='{EXPIRY}'",
+        f"expiry='{EXPIRY}'",
+        "token='x'",
+        "token='x' expiry='soon'",
+        "token='x' expiry='2026-12-01T00:00:00'",
+    ],
+)
+def test_a_token_that_cannot_be_used_is_none(attributes: str) -> None:
+    success = fromstring(f"<success><token xmlns='{NS_FAST}' {attributes}/></success>")
+    assert read_token(success, ACCOUNT, "HT-SHA-256-ENDP") is None
+
+
+def test_a_session_that_is_resumed_behind_the_login_is_not_replaced_in_it() -> None:
+    former = StreamManagement(JID.parse("user@example.org/old"))
+    first = fast(NEW).begin(former)
+    assert first.find(f"{{{sm.NS}}}resume") is None
+    assert first.find(f"{{{NS_BIND2}}}bind") is None
+
+
+# Somebody between
+
+
+def test_sasl2_does_not_vanish_unnoticed() -> None:
+    credentials = Credentials(password="pencil", nonce=NONCE, agent=AGENT, sasl2=True)
+    with pytest.raises(AuthenticationError, match="SASL2") as caught:
+        Login(ACCOUNT, credentials, fromstring(f"<f>{OLD}</f>"), None)
+    assert "delete the file login" in caught.value.hint
+    old = replace(credentials, agent="")  # the user wants it so
+    assert Login(ACCOUNT, old, fromstring(f"<f>{OLD}</f>"), None).inline is None
+
+
+def test_with_sasl2_the_list_of_bindings_does_not_vanish_unnoticed() -> None:
+    with pytest.raises(AuthenticationError, match="not for which channel"):
+        fast(PLUS)

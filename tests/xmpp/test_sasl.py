@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import ssl
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -11,10 +13,13 @@ from syncd.xmpp.sasl import (
     END_POINT,
     MAX_ITERATIONS,
     MIN_ITERATIONS,
+    HashedToken,
     KeyWanted,
     Offered,
     Scram,
+    Token,
     choose,
+    choose_for_token,
     decode,
     encode,
     plain,
@@ -397,3 +402,56 @@ def test_a_password_is_prepared(password: str, prepared: str) -> None:
 def test_what_no_password_may_hold_is_refused(password: str, reason: str) -> None:
     with pytest.raises(AuthenticationError, match=reason):
         prepare_password(password)
+
+
+# Tokens
+
+TOKEN = Token(
+    account="user@example.org",
+    mechanism="HT-SHA-256-ENDP",
+    secret="the token",
+    expires=datetime(2026, 12, 1, tzinfo=UTC),
+)
+
+
+@pytest.mark.parametrize(
+    ("offered", "end_point", "must_bind", "expected"),
+    [
+        ({"HT-SHA-256-NONE", "HT-SHA-256-ENDP", "HT-SHA-256-EXPR"}, True, False, "ENDP"),
+        ({"HT-SHA-256-NONE", "HT-SHA-256-ENDP"}, False, False, "NONE"),
+        ({"HT-SHA-256-NONE", "HT-SHA-256-EXPR"}, True, False, "NONE"),
+        ({"HT-SHA-256-NONE"}, True, True, ""),
+        ({"HT-SHA-256-EXPR", "HT-SHA-256-UNIQ"}, True, False, ""),
+        (set(), True, False, ""),
+    ],
+)
+def test_a_token_is_bound_to_the_channel_where_that_can_be(
+    offered: set[str], *, end_point: bool, must_bind: bool, expected: str
+) -> None:
+    choice = choose_for_token(frozenset(offered), end_point=end_point, must_bind=must_bind)
+    assert choice == (f"HT-SHA-256-{expected}" if expected else "")
+
+
+def test_a_token_is_proved_by_its_hash_over_the_channel() -> None:
+    """draft-schmaus-kitten-sasl-ht section 3; computed by other means."""
+    hashed = HashedToken(TOKEN, "user", b"channel")
+    name, _, proof = hashed.first().partition(b"\0")
+    assert name == b"user"
+    # printf 'Initiatorchannel' | openssl dgst -sha256 -hmac 'the token'
+    assert proof.hex() == "558eaf1340d84272f00a4408bd2f9db42cc6d827ba72bc0eb00bf57a528e083f"
+    hashed.finished(
+        bytes.fromhex("ad54812bde7c02bc9c422e8a39e1f65a3613ca89e3b54f71fc99dfcbf15e54b6")
+    )
+
+
+@pytest.mark.parametrize("answer", [b"", b"x" * 32])
+def test_who_does_not_know_the_token_is_an_impostor(answer: bytes) -> None:
+    hashed = HashedToken(TOKEN, "user", b"")
+    with pytest.raises(AuthenticationError, match="knows the token"):
+        hashed.finished(answer)
+
+
+def test_python_exports_no_keying_material_yet() -> None:
+    """The day it does, tls-exporter belongs into `sasl.TOKEN_MECHANISMS` and `sasl.choose`."""
+    assert "tls-exporter" not in ssl.CHANNEL_BINDING_TYPES
+    assert not hasattr(ssl.SSLObject, "export_keying_material")

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from syncd.errors import RemoteProtocolError
 from syncd.xmpp import sm
 from syncd.xmpp.jid import JID
-from syncd.xmpp.sm import MAX_ID, NS, REQUEST_AFTER, StreamManagement, read_h
+from syncd.xmpp.sm import (
+    MAX_ID,
+    MAX_LOCATION,
+    NS,
+    REQUEST_AFTER,
+    StreamManagement,
+    read_h,
+)
 from syncd.xmpp.xml import make
 
 WRAP = 2**32
@@ -58,6 +65,47 @@ def test_the_server_tells_how_the_session_is_resumed(
     assert (managed.id, managed.max_seconds) == (ident, seconds)
 
 
+@pytest.mark.parametrize(
+    ("said", "location"),
+    [
+        ({}, ""),
+        ({"location": "[2001:db8::1]:9222"}, "[2001:db8::1]:9222"),
+        ({"location": "x" * MAX_LOCATION}, "x" * MAX_LOCATION),
+        ({"location": "x" * (MAX_LOCATION + 1)}, ""),
+    ],
+)
+def test_the_server_tells_where_the_session_is_resumed(
+    said: dict[str, str], location: str
+) -> None:
+    """Half a name would be another server's."""
+    managed = StreamManagement(LAPTOP)
+    managed.enabled(make(f"{{{NS}}}enabled", {"resume": "true", "id": "s1", **said}))
+    assert managed.location == location
+
+
+@pytest.mark.parametrize(
+    ("failed", "lost"),
+    [
+        (None, (b"<a/>", b"<b/>", b"<c/>")),
+        ({}, (b"<a/>", b"<b/>", b"<c/>")),
+        ({"h": "2"}, (b"<c/>",)),
+        ({"h": "3"}, ()),
+        ({"h": "4"}, (b"<a/>", b"<b/>", b"<c/>")),
+        ({"h": "many"}, (b"<a/>", b"<b/>", b"<c/>")),
+    ],
+)
+def test_a_server_that_forgot_the_session_may_know_what_it_had_of_it(
+    failed: dict[str, str] | None, lost: tuple[bytes, ...]
+) -> None:
+    """Section 5; nonsense is as good as nothing, and nobody resumes it again."""
+    managed = StreamManagement(LAPTOP)
+    managed.id = "s1"
+    for stanza in (b"<a/>", b"<b/>", b"<c/>"):
+        managed.sent(stanza)
+    managed.forgotten(None if failed is None else make(f"{{{NS}}}failed", failed))
+    assert (managed.id, managed.unacked) == ("", lost)
+
+
 def test_what_is_acknowledged_is_forgotten_in_order() -> None:
     managed = StreamManagement(LAPTOP)
     for stanza in (b"<a/>", b"<b/>", b"<c/>"):
@@ -94,6 +142,7 @@ def test_wherever_the_counters_stand_exactly_what_was_sent_is_acknowledged(
         now = min(sent, acked + newly)
         assert managed.acknowledged(now % WRAP) == now - acked
         acked = now
+        assert managed.acked_count == acked % WRAP
         assert managed.sent_count == sent % WRAP
         assert managed.unacked == tuple(str(number).encode() for number in range(acked, sent))
 

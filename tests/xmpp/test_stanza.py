@@ -240,10 +240,8 @@ def test_a_server_tells_what_it_takes(inside: str, expected: Limits) -> None:
     assert read_limits(fromstring(f"<features>{limits}</features>")) == expected
 
 
-def test_a_server_that_says_nothing_takes_everything() -> None:
-    limits = read_limits(make("features"))
-    limits.check(b"x" * 1_000_000)
-    assert limits.speak_every == math.inf
+def test_a_server_that_says_nothing_hears_of_us_when_there_is_something_to_say() -> None:
+    assert read_limits(make("features")).speak_every == math.inf
 
 
 @pytest.mark.parametrize(("idle", "seconds"), [(1, 1.0), (2, 1.0), (60, 30.0), (1801, 900.5)])
@@ -256,6 +254,14 @@ def test_what_is_too_long_for_it_is_kept_back() -> None:
     limits.check(b"x" * 10)
     with pytest.raises(StanzaError, match="a stanza of 11 bytes, where our server takes 10"):
         limits.check(b"x" * 11)
+
+
+def test_where_no_limit_is_told_it_is_the_least_that_there_is() -> None:
+    """RFC 6120 section 13.12; one stanza too long would end the stream for everybody."""
+    limits = Limits()
+    limits.check(b"x" * LEAST_MAX_BYTES)
+    with pytest.raises(StanzaError, match="a server need not take more than 10000"):
+        limits.check(b"x" * (LEAST_MAX_BYTES + 1))
 
 
 STREAMS = "urn:ietf:params:xml:ns:xmpp-streams"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,8 @@ from syncd.errors import (
 )
 from syncd.xmpp import sm
 from syncd.xmpp.jid import JID
+from syncd.xmpp.login import Credentials
+from syncd.xmpp.sasl import Token
 from syncd.xmpp.sm import REQUEST_AFTER, StreamManagement
 from syncd.xmpp.stanza import Limits, make_iq, make_presence
 from syncd.xmpp.stream import (
@@ -42,6 +46,7 @@ from tests.support.wire import (
     C_HEADER_SECURE,
     C_RESPONSE,
     C_STARTTLS,
+    CREDENTIALS,
     LAPTOP,
     LOGIN,
     MANAGED_LOGIN,
@@ -601,6 +606,10 @@ def test_elements_of_extensions_that_we_did_not_enable_are_ignored() -> None:
     assert told(play(open_stream(), f"S: {text}")) == ["<presence/>"]
 
 
+def test_what_we_did_not_ask_for_is_not_looked_at_on_an_open_stream() -> None:
+    assert told(play(open_stream(), "S: <c xmlns='urn:other'/><presence/>")) == ["<presence/>"]
+
+
 def test_a_stanza_is_sent_as_it_is() -> None:
     stream = open_stream()
     stream.send(make_presence(priority=-1))
@@ -620,7 +629,9 @@ def test_sending_too_early_is_our_own_mistake(state: State) -> None:
 
 def test_nothing_is_sent_behind_our_footer() -> None:
     stream = open_stream()
+    before = stream.closing
     stream.close()
+    assert (before, stream.closing) == (False, True)
     with pytest.raises(AssertionError, match="footer"):
         stream.send(make_presence())
 
@@ -685,20 +696,23 @@ FULL = "user@example.org/syncd.1"
 
 
 def stream_2(
-    features_2: str = BIND_2, *, resume: StreamManagement | None = None
+    features_2: str = BIND_2,
+    *,
+    resume: StreamManagement | None = None,
+    resumes: bool = True,
 ) -> ClientStream:
     """A stream that has said its <authenticate/>."""
+    offer = FEATURES_2 % features_2
+    if not resumes:
+        offer = offer.replace(f"<sm xmlns='{SM}'/>", "")
     stream = ClientStream(
         JID.parse("user@example.org"),
-        PASSWORD,
-        nonce="n",
+        Credentials(password=PASSWORD, nonce="n", allow_plain=True, agent=AGENT),
         secure=True,
-        allow_plain=True,
-        agent=AGENT,
         resume=resume,
     )
     stream.data_to_send()
-    assert stream.receive_data((S_HEADER + FEATURES_2 % features_2).encode()) == []
+    assert stream.receive_data((S_HEADER + offer).encode()) == []
     return stream
 
 
@@ -741,12 +755,35 @@ def test_a_session_that_is_forgotten_is_bound_anew_in_the_same_exchange() -> Non
     former = former_session()
     stream = stream_2(resume=former)
     stream.data_to_send()
-    failed = f"<failed xmlns='{SM}'/>"
+    failed = f"<failed xmlns='{SM}' h='1'/>"
     events = stream.receive_data((SUCCESS_2 % (FULL, failed + BOUND_2)).encode())
     assert events == [Bound(JID.parse(FULL))]
     assert stream.sm is not None
     assert stream.sm is not former
     assert stream.data_to_send() == b""
+    assert former.unacked == ()
+
+
+@pytest.mark.parametrize("inside", ["", f"<failed xmlns='{SM}'><item-not-found/></failed>"])
+def test_a_server_may_bind_without_managing_the_stream(inside: str) -> None:
+    """XEP-0198 section 9.1: "unable to enable" is told inside, or not at all."""
+    stream = stream_2()
+    bound = f"<bound xmlns='urn:xmpp:bind:0'>{inside}</bound>"
+    events = stream.receive_data((SUCCESS_2 % (FULL, bound)).encode())
+    assert events == [Bound(JID.parse(FULL))]
+    assert stream.is_open
+    assert stream.sm is None
+
+
+def test_a_session_that_the_login_cannot_resume_is_not_mixed_up_with_the_new_one() -> None:
+    former = former_session()
+    stream = stream_2(resume=former, resumes=False)
+    assert b"<resume" not in stream.data_to_send()
+    events = stream.receive_data((SUCCESS_2 % (FULL, BOUND_2)).encode())
+    assert events == [Bound(JID.parse(FULL))]
+    assert stream.sm is not None
+    assert (stream.sm.id, stream.sm.unacked) == ("s1", ())
+    assert former.unacked == (b"<presence/>",)
 
 
 def test_a_server_with_sasl2_but_not_bind_2_is_bound_as_ever() -> None:
@@ -758,6 +795,53 @@ def test_a_server_with_sasl2_but_not_bind_2_is_bound_as_ever() -> None:
     )
     assert stream.state is State.BIND
     assert b"<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/>" in stream.data_to_send()
+
+
+TOKEN = Token(
+    account="user@example.org",
+    mechanism="HT-SHA-256-NONE",
+    secret="s3cret",
+    expires=datetime(2026, 12, 1, tzinfo=UTC),
+)
+
+
+def test_a_token_that_is_refused_gives_way_to_the_password_on_the_same_stream() -> None:
+    credentials = Credentials(
+        password=PASSWORD, nonce="n", allow_plain=True, agent=AGENT, keeps_token=True,
+        token=TOKEN,
+    )  # fmt: skip
+    stream = ClientStream(USER, credentials, secure=True)
+    assert (stream.token, stream.sasl2) == (TOKEN, False)
+    offer = FEATURES_2 % (
+        "<fast xmlns='urn:xmpp:fast:0'><mechanism>HT-SHA-256-NONE</mechanism></fast>" + BIND_2
+    )
+    stream.receive_data((S_HEADER + offer).encode())
+    assert (stream.mechanism, stream.sasl2) == ("HT-SHA-256-NONE", True)
+    assert b"<fast xmlns='urn:xmpp:fast:0'/></authenticate>" in stream.data_to_send()
+    refusal = (
+        "<failure xmlns='urn:xmpp:sasl:2'>"
+        "<credentials-expired xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/></failure>"
+    )
+    assert stream.receive_data(refusal.encode()) == []
+    assert (stream.mechanism, stream.token) == ("PLAIN", None)
+    assert b"<request-token xmlns='urn:xmpp:fast:0'" in stream.data_to_send()
+    token = "<token xmlns='urn:xmpp:fast:0' token='new' expiry='2026-12-01T00:00:00Z'/>"
+    success = SUCCESS_2 % (FULL, BOUND_2 + token)
+    assert stream.receive_data(success.encode()) == [Bound(JID.parse(FULL))]
+    assert stream.token == replace(TOKEN, secret="new")
+
+
+def test_a_session_may_be_resumed_behind_a_login_that_cannot_carry_it() -> None:
+    former = former_session()
+    stream = stream_2(resume=former, resumes=False)
+    assert b"urn:xmpp:bind:0" not in stream.data_to_send()
+    stream.receive_data((SUCCESS_2 % ("user@example.org", "")).encode())
+    features_2 = (
+        "<stream:features><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/>"
+        f"<sm xmlns='{SM}'/></stream:features>"
+    )
+    assert stream.receive_data(features_2.encode()) == []
+    assert f"<resume xmlns='{SM}' h='0' previd='s0'/>" == stream.data_to_send().decode()
 
 
 def test_a_second_step_of_the_login_is_told_in_words() -> None:
@@ -963,7 +1047,7 @@ def test_a_forgotten_session_is_followed_by_a_new_one_on_the_same_stream(h: str)
 
 def test_a_server_that_counts_no_more_gets_a_new_session() -> None:
     former = broken(sent=3)
-    stream = ClientStream(LAPTOP, PASSWORD, nonce=NONCE, secure=True, resume=former.sm)
+    stream = ClientStream(LAPTOP, CREDENTIALS, secure=True, resume=former.sm)
     assert told(play(stream, LOGIN))[-1] == "bound user@example.org/laptop"
     assert stream.sm is None
 
