@@ -8,16 +8,16 @@ The map, in the order a file travels:
 - `xmpp`: an XMPP client stream without I/O, `link`: the same on trio; both know no files.
 - `control`: the local window (ZeroMQ) that `syncctl` looks through.
 - `cli`: `syncctl`. `demo`: a small XMPP server, for `syncctl demo` and the tests.
-- `daemon`: wires all of it, and owns every nursery; `config` reads the one TOML file;
-  `errors` is the whole exception tree.
+- `daemon`: owns every nursery, `wiring` joins the layers; `config` reads the one TOML file,
+  with `settings`; `errors` is the whole exception tree.
 
 Who may import whom: `errors` nobody; `xmpp`, `disk`, `trust`, `sync` and `control` only
-`errors`; `link`, `bytestreams` and `config` only `xmpp` and `errors`; `transfer` these two and
-`disk`, `trust` and `bytestreams`; `cli` only `control`, `config` and `errors` (its demo command
-also `demo`); `demo` the sans-IO parts of `xmpp`, `bytestreams` and `transfer`; `daemon`
-everything. Modules marked "Sans-IO" import no trio, socket,
-ssl, time, random or os: clock, nonces and ids are arguments. tests/test_layers.py proves both
-rules.
+`errors`; `link`, `bytestreams` and `settings` only `xmpp` and `errors`; `config` also
+`settings`, `transfer` also `disk`, `trust` and `bytestreams`; `cli` only `control`, `config`
+and `errors` (its demo command also `demo`); `demo` the sans-IO parts of `xmpp`, `bytestreams`
+and `transfer`; `wiring` and `daemon` everything else. Modules marked "Sans-IO" import no trio,
+socket, ssl, time, random or os: clock, nonces and ids are arguments. tests/test_layers.py
+proves both rules.
 """
 
 __version__ = "0.1.0"

@@ -16,22 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from syncd import places
 from syncd.errors import ConfigError
-from syncd.password import KEYS as PASSWORD_KEYS
-from syncd.password import PasswordSource, choose_source
+from syncd.settings import places
+from syncd.settings.password import KEYS as PASSWORD_KEYS
+from syncd.settings.password import PasswordSource, choose_source
 
 # Part of this module's interface, too: syncctl looks where the daemon looks.
-from syncd.places import default_config_paths as default_config_paths
-from syncd.places import default_socket as default_socket
-from syncd.places import default_state_dir as default_state_dir
-from syncd.toml_keys import (
+from syncd.settings.places import default_config_paths as default_config_paths
+from syncd.settings.places import default_socket as default_socket
+from syncd.settings.places import default_state_dir as default_state_dir
+from syncd.settings.toml_keys import (
     Key,
     Place,
     Report,
     UnfitError,
     argument_list,
     boolean,
+    byte_count,
     byte_rate,
     check_table_names,
     expected,
@@ -163,12 +164,16 @@ class Peer:
       parallel: Transfers at a time to it; None: as for all.
       limit_up: Bytes per second to it; 0: no limit of its own.
       limit_down: Bytes per second from it, likewise.
+      max_file: The longest file that is accepted from it, bytes; 0: any.
+      quota: Bytes that are accepted from it within 24 hours; 0: any number.
     """
 
     jid: JID
     parallel: int | None
     limit_up: int
     limit_down: int
+    max_file: int
+    quota: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -460,6 +465,18 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             byte_rate,
             default=0,
             doc="How many bytes per second may come from this peer; 0 is no limit of its own.",
+        ),
+        Key(
+            "max_file",
+            byte_count,
+            default=0,
+            doc="The longest file that is accepted from this peer, in bytes; 0 is no limit.",
+        ),
+        Key(
+            "quota",
+            byte_count,
+            default=0,
+            doc="How many bytes are accepted from this peer within 24 hours; 0 is no limit.",
         ),
     ),
 }

@@ -46,19 +46,19 @@ from syncd.errors import (
     LockedError,
     SyncdError,
 )
-from syncd.keys import PeerKeys
-from syncd.links import Links, kept_name, new_resource
 from syncd.log import set_up as set_up_log
 from syncd.notify import Notifier, watchdog_interval
-from syncd.status import Reporter, Transfers
 from syncd.sync import engine as sync_engine
 from syncd.sync.journal import open_journal
 from syncd.sync.limits import Limits, Rates
-from syncd.throttles import Throttles
 from syncd.transfer import pump, schema
 from syncd.transfer.sealing import Seals
 from syncd.trust.identity import load as load_identity
 from syncd.trust.pins import Policy
+from syncd.wiring.keys import PeerKeys
+from syncd.wiring.links import Links, kept_name, new_resource
+from syncd.wiring.status import Reporter, Transfers
+from syncd.wiring.throttles import Throttles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

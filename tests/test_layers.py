@@ -25,15 +25,9 @@ TOP = {
     "syncd.__main__": "daemon",
     "syncd.config": "config",
     "syncd.daemon": "daemon",
-    "syncd.links": "daemon",
     "syncd.log": "daemon",
     "syncd.errors": "errors",
     "syncd.notify": "daemon",
-    "syncd.password": "config",
-    "syncd.places": "config",
-    "syncd.status": "daemon",
-    "syncd.throttles": "daemon",
-    "syncd.toml_keys": "config",
     "syncd.cli.demo": "demo command",
 }
 
@@ -49,10 +43,23 @@ MAY_IMPORT = {
     "trust": {"errors"},
     "bytestreams": {"xmpp", "errors"},
     "transfer": {"xmpp", "disk", "trust", "bytestreams", "errors"},
-    "config": {"xmpp", "errors"},
-    "cli": {"control", "config", "errors", "demo command"},
+    "settings": {"config", "xmpp", "errors"},
+    "config": {"settings", "xmpp", "errors"},
+    "cli": {"control", "config", "settings", "errors", "demo command"},
     "demo command": {"cli", "control", "config", "errors", "demo", "daemon"},
     "demo": {"xmpp", "transfer", "bytestreams", "errors"},
+    "wiring": {
+        "errors",
+        "xmpp",
+        "link",
+        "disk",
+        "sync",
+        "control",
+        "trust",
+        "bytestreams",
+        "transfer",
+        "config",
+    },
     "daemon": {
         "errors",
         "xmpp",
@@ -64,6 +71,7 @@ MAY_IMPORT = {
         "bytestreams",
         "transfer",
         "config",
+        "wiring",
     },
 }
 
@@ -77,6 +85,7 @@ IMPURE = {
 # Where the protocols are decided; they may not lose the mark unnoticed.
 SANS_IO = {
     "syncd.errors",
+    "syncd.wiring.allowances",
     "syncd.control.messages",
     "syncd.control.summary",
     "syncd.sync.limits",

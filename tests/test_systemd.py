@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd import places
+from syncd.settings import places
 
 UNITS = Path(__file__).parent.parent / "systemd"
 SYSTEM = UNITS / "syncd.service"

@@ -15,7 +15,6 @@ from trio.testing import memory_stream_pair
 
 import syncd
 from syncd import config as configuration
-from syncd import status as status_module
 from syncd.control.messages import (
     LimitRequest,
     LimitStatus,
@@ -33,18 +32,19 @@ from syncd.errors import (
     StreamError,
     SyncdError,
 )
-from syncd.keys import PeerKeys
 from syncd.link import connect
 from syncd.link.connect import Connection
 from syncd.link.resolve import Target
-from syncd.links import FEATURES, IDENTITY, Links
-from syncd.status import SLOW_DISK, Reporter, Transfers
 from syncd.sync.engine import Engine, FolderRule, Sent
 from syncd.sync.journal import open_journal
 from syncd.sync.limits import Limits, Rates
 from syncd.transfer.pump import Progress
 from syncd.trust.pins import Policy
 from syncd.trust.signing import Identity
+from syncd.wiring import status as status_module
+from syncd.wiring.keys import PeerKeys
+from syncd.wiring.links import FEATURES, IDENTITY, Links
+from syncd.wiring.status import SLOW_DISK, Reporter, Transfers
 from syncd.xmpp.disco import make_info
 from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import NS_CLIENT, make

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.errors import ConfigError
-from syncd.toml_keys import (
+from syncd.settings.toml_keys import (
     MAX_FILE,
     Key,
     Report,
@@ -30,7 +30,7 @@ from syncd.toml_keys import (
 )
 
 if TYPE_CHECKING:
-    from syncd.toml_keys import Reader
+    from syncd.settings.toml_keys import Reader
 
 TABLES = {
     "kitchen": (
@@ -174,6 +174,10 @@ FITS: list[tuple[Reader, object, object]] = [
     (byte_rate, "5 MiB", 5 << 20),
     (byte_rate, "1.5KiB/s", 1536),
     (byte_rate, "500 kB/s", 500_000),
+    (byte_count, 0, 0),
+    (byte_count, 1, 1),
+    (byte_count, (1 << 63) - 1, (1 << 63) - 1),
+    (byte_count, "2.5 GiB", 5 << 29),
     (number(0, 3, "hours"), 0, 0.0),
     (number(0, 3, "hours"), 2.5, 2.5),
     (one_of("on", "off"), "off", "off"),
@@ -285,6 +289,21 @@ UNFIT: list[tuple[Reader, object, tuple[str, ...]]] = [
             ("5 miB", '"5 miB" (a string)'),
             ("5 TiB", '"5 TiB" (a string)'),
             ("", "an empty string"),
+        ]
+    ),
+    *(
+        (
+            byte_count,
+            value,
+            (f'expected bytes such as 1048576 or "10 GiB", or 0 for no limit, found {found}',),
+        )
+        for value, found in [
+            (-1, "-1 (a whole number)"),
+            (1 << 63, "9223372036854775808 (a whole number)"),
+            (False, "false (a boolean)"),
+            ("5 MiB/s", '"5 MiB/s" (a string)'),
+            ("0.5", '"0.5" (a string)'),
+            ("999999999999999 TiB", '"999999999999999 TiB" (a string)'),
         ]
     ),
     (path, "a\0b", ("expected a path, found a NUL in it",)),

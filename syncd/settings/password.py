@@ -20,7 +20,7 @@ from syncd.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from syncd.toml_keys import Report
+    from syncd.settings.toml_keys import Report
 
 KEYS = ("password_file", "password_command", "password")
 """The keys that exclude each other, best first."""

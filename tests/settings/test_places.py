@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from syncd import config, places
+from syncd import config
 from syncd.errors import ConfigError
-from syncd.password import PasswordSource
-from syncd.toml_keys import Report, UnfitError
+from syncd.settings import places
+from syncd.settings.password import PasswordSource
+from syncd.settings.toml_keys import Report, UnfitError
 
 if TYPE_CHECKING:
     from syncd.config import Config

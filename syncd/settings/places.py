@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncd.errors import ConfigError
-from syncd.toml_keys import Place, Report, UnfitError
+from syncd.settings.toml_keys import Place, Report, UnfitError
 
 if TYPE_CHECKING:
     from syncd.config import Config

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import secrets
+import time
 import uuid
 from functools import partial
 from pathlib import Path
@@ -28,15 +29,15 @@ from syncd.link import keyring
 from syncd.link.client import Client
 from syncd.link.connect import Account, Tokens
 from syncd.link.contacts import Contacts
-from syncd.status import peers_of
 from syncd.sync.engine import Sent
 from syncd.sync.journal import OUTSIDE, Arrival
 from syncd.sync.plan import FileVersion
-from syncd.throttles import Throttles
 from syncd.transfer import schema, si
 from syncd.transfer.incoming import Inbox, Known
 from syncd.transfer.receiver import Receiver
 from syncd.transfer.sender import Sender, Source, Target
+from syncd.wiring.status import peers_of
+from syncd.wiring.throttles import Throttles
 from syncd.xmpp import disco
 from syncd.xmpp.jid import JID
 
@@ -47,12 +48,12 @@ if TYPE_CHECKING:
     from syncd.bytestreams.sockets import Listener
     from syncd.config import Config
     from syncd.link.session import Handler
-    from syncd.status import Transfers
     from syncd.sync.engine import Engine
     from syncd.sync.plan import Delivery
     from syncd.transfer.incoming import Arriving, Incoming
     from syncd.transfer.pump import Progress
     from syncd.transfer.sealing import Seals
+    from syncd.wiring.status import Transfers
     from syncd.xmpp.stanza import Iq, IqType
 
 log = logging.getLogger("syncd")
@@ -117,6 +118,9 @@ class Links:
             inband=self.inband,
             throttle=self._throttles.down,
             seals=seals,
+            allowance=Allowances(
+                time.monotonic, {peer.jid: (peer.max_file, peer.quota) for peer in config.peers}
+            ).of,
         )
         account = config.account
         jid, server = account.jid, account.server

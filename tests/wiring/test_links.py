@@ -11,11 +11,11 @@ import pytest
 
 from syncd.config import load
 from syncd.errors import ErrorType, OfflineError, StanzaError
-from syncd.links import MAX_RESOURCES_TRIED, Links
-from syncd.status import Transfers
 from syncd.sync.plan import Delivery, FileVersion
 from syncd.transfer import si
 from syncd.transfer.sender import Sent, Source, Target
+from syncd.wiring.links import MAX_RESOURCES_TRIED, Links
+from syncd.wiring.status import Transfers
 from syncd.xmpp.disco import Identity, make_info
 from syncd.xmpp.stanza import PRESENCE
 from syncd.xmpp.xml import make

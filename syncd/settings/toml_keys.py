@@ -31,6 +31,9 @@ Place = tuple[str | int, ...]
 # From a modem to more than any network card; what is slower lets every transfer stall.
 MIN_RATE, MAX_RATE = 1 << 10, 1 << 40  # bytes per second
 
+# The longest file that there can be.
+MAX_COUNT = (1 << 63) - 1  # bytes
+
 MAX_FILE = 1 << 20  # bytes; thousands of folders, and nothing that hurts
 
 # Enough to recognise the value in its file, short enough for one line of a terminal.
@@ -275,11 +278,29 @@ def byte_rate(value: object) -> int:
     return int(rate)
 
 
+def byte_count(value: object) -> int:
+    """Read a length: bytes, or text such as ``"10 GiB"``.
+
+    Returns:
+      Bytes; 0 stands for no limit.
+    """
+    count: float = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        count = value
+    elif isinstance(value, str) and (found := _COUNT.fullmatch(value)):
+        count = float(found[1]) * _UNITS[found[2] or "B"]
+    if not 0 <= count <= MAX_COUNT or 0 < count < 1:
+        raise UnfitError(expected('bytes such as 1048576 or "10 GiB", or 0 for no limit', value))
+    return int(count)
+
+
 _UNITS = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-_RATE = re.compile(rf"([0-9]{{1,15}}(?:\.[0-9]{{1,9}})?)[ ]?({'|'.join(_UNITS)})?(?:/s)?")
+_AMOUNT = rf"([0-9]{{1,15}}(?:\.[0-9]{{1,9}})?)[ ]?({'|'.join(_UNITS)})?"
+_RATE = re.compile(rf"{_AMOUNT}(?:/s)?")
+_COUNT = re.compile(_AMOUNT)
 
 
 def number(low: float, high: float, unit: str) -> Reader:

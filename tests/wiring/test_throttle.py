@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.transfer.throttle import BURST, MIN_RATE, Bucket, Throttle
+from syncd.wiring.throttle import BURST, MIN_RATE, Bucket, Throttle
 
 
 class Clock:

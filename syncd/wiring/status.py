@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
     from syncd.config import Config, Folder
     from syncd.control.messages import LimitRequest, SendRequest
-    from syncd.keys import PeerKeys
     from syncd.link.client import Client
     from syncd.sync.engine import Engine, FolderState, Statistics
     from syncd.sync.limits import Limits
     from syncd.transfer.pump import Progress
+    from syncd.wiring.keys import PeerKeys
 
 # A disk that wakes up may take some seconds; this long, somebody should know.
 SLOW_DISK = 10.0  # seconds

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from syncd.sync.limits import Rates
-from syncd.throttles import Throttles
+from syncd.wiring.throttles import Throttles
 from syncd.xmpp.jid import JID
 
 BOB, CAROL = JID.parse("bob@example.org"), JID.parse("carol@example.org")

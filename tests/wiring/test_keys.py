@@ -7,11 +7,11 @@ import pytest
 
 from syncd.control.messages import PeerRequest
 from syncd.errors import ControlError, NotFoundError
-from syncd.keys import PeerKeys
 from syncd.sync.journal import open_journal
 from syncd.trust.pins import Pin, Policy
 from syncd.trust.signing import Identity
 from syncd.trust.words import fingerprint, words
+from syncd.wiring.keys import PeerKeys
 from syncd.xmpp.jid import JID
 
 if TYPE_CHECKING:

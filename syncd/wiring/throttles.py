@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from syncd.transfer.throttle import MIN_RATE, Bucket, Throttle
+from syncd.wiring.throttle import MIN_RATE, Bucket, Throttle
 
 if TYPE_CHECKING:
     from syncd.sync.limits import Rates

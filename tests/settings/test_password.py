@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from syncd.errors import ConfigError
-from syncd.password import MAX_PASSWORD, PasswordSource, choose_source
-from syncd.toml_keys import Report
+from syncd.settings.password import MAX_PASSWORD, PasswordSource, choose_source
+from syncd.settings.toml_keys import Report
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What the configuration is read with: TOML with places, the password, and where files are."""
