@@ -193,7 +193,7 @@ async def _join(
     )
     links.sender = links.make_sender(listener)
     limits = _limits(config, throttles)
-    reporter = Reporter(config, links.client, links.engine, transfers, limits, keys)
+    reporter = Reporter(config, links.client, links.engine, transfers, limits, keys, links.proxies)
     experts = Experts(
         status=reporter.status,
         rescan=links.engine.rescan,

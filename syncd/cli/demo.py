@@ -217,9 +217,7 @@ async def _show(setup: Setup, directory: Path, *, keep: bool) -> Exit:
     start = trio.current_time()
     passwords = {name: secrets.token_urlsafe(16) for name in NAMES}
     alice, bob = (Party(name, directory / name) for name in NAMES)
-    async with open_server(
-        domain=DOMAIN, accounts=passwords, abilities=EVERYTHING
-    ) as server:
+    async with open_server(domain=DOMAIN, accounts=passwords, abilities=EVERYTHING) as server:
         for party, peer in ((alice, bob), (bob, alice)):
             prepare(party, peer.name, passwords[party.name], server.port, server.ca_pem)
         print("Two daemons and an XMPP server, all on this machine, and gone at the end:")

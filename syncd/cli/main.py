@@ -304,7 +304,7 @@ def _seconds(text: str) -> float:
 
 
 def _rate(text: str) -> int:
-    from syncd.toml_keys import UnfitError, byte_rate
+    from syncd.settings.toml_keys import UnfitError, byte_rate
 
     try:
         return int(byte_rate(text))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         FolderStatus,
         LimitStatus,
         PeerStatus,
+        ProxyStatus,
         Status,
         TransferStatus,
     )
@@ -50,6 +51,15 @@ _CONNECTIONS = {
     "offline": "not connected",
     "unauthorized": "credentials not accepted",
     "refused": "refused",
+}
+
+_ENCRYPTIONS = {
+    "plain": "none from end to end; the server, or a proxy, could read along",
+    "unverified": "from end to end; nobody has compared the key yet (syncctl peer show)",
+    "verified": "from end to end, with a key that was compared",
+    "changed": "STOPPED: the peer shows another key (syncctl peer show)",
+    "blocked": "blocked: nothing goes there or comes from there",
+    "impossible": "it is required, and the peer cannot",
 }
 
 
@@ -162,6 +172,7 @@ def _details(status: Status, now: datetime, *, bars: bool) -> RenderableType:
         "Connection": [_connection(status, now)],
         "Folders": [_folder(folder) for folder in status.folders],
         "Peers": [_peer(peer, now) for peer in status.peers],
+        "Proxies": [_proxy(proxy) for proxy in status.proxies],
         "Transfers": [_transfer(transfer, bars=bars) for transfer in status.transfers],
         "Last errors": [_error(error, now) for error in status.errors],
     }
@@ -205,6 +216,11 @@ def _connection(status: Status, now: datetime) -> RenderableType:
     )
 
 
+def _proxy(proxy: ProxyStatus) -> RenderableType:
+    state = ("usable", "green") if proxy.usable else ("not usable", "yellow")
+    return _entry(_head(proxy.jid, *state), *_why(proxy.text, proxy.hint))
+
+
 def _folder(folder: FolderStatus) -> RenderableType:
     notes = [quantity(folder.files, "file")]
     if folder.pending:
@@ -240,7 +256,7 @@ def _peer(peer: PeerStatus, now: datetime) -> RenderableType:
     return _entry(
         _head(name, f"{state}{since}", "green" if peer.online else "yellow"),
         _text(", ".join(counts)),
-        _text(f"encryption: {peer.encryption}"),
+        _text(f"encryption: {_ENCRYPTIONS.get(peer.encryption, peer.encryption)}"),
         *_limits("", peer.limit),
         *last,
         *_why(peer.problem, peer.hint),

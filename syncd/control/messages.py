@@ -265,6 +265,22 @@ class ErrorStatus(Struct, frozen=True, kw_only=True):
     path: str = ""
 
 
+class ProxyStatus(Struct, frozen=True, kw_only=True):
+    """A SOCKS5 proxy, or a server that should have one.
+
+    Attributes:
+      jid: Its address.
+      usable: Whether it can be offered to peers.
+      text: What is known of it, as a sentence.
+      hint: What to do about it, or who must; empty if nothing.
+    """
+
+    jid: str
+    usable: bool
+    text: str
+    hint: str = ""
+
+
 class Status(Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
     """How everything stands; also what ``syncctl status --json`` prints.
 
@@ -280,6 +296,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
       transfers: What moves now.
       errors: The last ones, newest first, a bounded number.
       limit: How fast bytes may flow, to and from all peers together.
+      proxies: Those that files may go through where no direct way leads.
       counted: When the numbers of deliveries were true: earlier than now if the disk of the
         state directory takes its time.
     """
@@ -295,6 +312,7 @@ class Status(Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
     transfers: tuple[TransferStatus, ...]
     errors: tuple[ErrorStatus, ...]
     limit: LimitStatus = LimitStatus()
+    proxies: tuple[ProxyStatus, ...] = ()
     counted: Moment | None = None
 
 

@@ -36,6 +36,7 @@ from syncd.transfer import schema, si
 from syncd.transfer.incoming import Inbox, Known
 from syncd.transfer.receiver import Receiver
 from syncd.transfer.sender import Sender, Source, Target
+from syncd.wiring.allowances import Allowances
 from syncd.wiring.status import peers_of
 from syncd.wiring.throttles import Throttles
 from syncd.xmpp import disco
@@ -370,7 +371,8 @@ def _handlers(inband: Inband | None) -> dict[str, Handler]:
         return {}
 
     def on_open(iq: Iq) -> Awaitable[None]:
-        if iq.payload is not None:
+        # Who is not expected is refused without the work of the schema.
+        if iq.payload is not None and inband.expects(iq.sender, iq.payload.get("sid", "")):
             schema.check(iq.payload)
         return inband.on_open(iq)
 

@@ -16,6 +16,7 @@ from syncd.control.messages import (
     Limited,
     LimitStatus,
     PeerStatus,
+    ProxyStatus,
     Standing,
     StandingRequest,
     Status,
@@ -31,6 +32,7 @@ from syncd.xmpp.jid import JID
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from syncd.bytestreams.proxies import Proxies
     from syncd.config import Config, Folder
     from syncd.control.messages import LimitRequest, SendRequest
     from syncd.link.client import Client
@@ -130,6 +132,7 @@ class Reporter:
       transfers: What moves now.
       limits: Those in force.
       keys: How far the peers' keys are trusted.
+      proxies: What is known of proxies.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Reporter:
         transfers: Transfers,
         limits: Limits,
         keys: PeerKeys,
+        proxies: Proxies,
     ) -> None:
         self._config = config
         self._client = client
@@ -147,6 +151,7 @@ class Reporter:
         self._transfers = transfers
         self._limits = limits
         self._keys = keys
+        self._proxies = proxies
         self._started = datetime.now(UTC)
 
     async def status(self) -> Status:
@@ -179,6 +184,12 @@ class Reporter:
             transfers=transfers,
             errors=errors,
             limit=self._limit(""),
+            proxies=tuple(
+                ProxyStatus(
+                    jid=str(each.jid), usable=each.usable, text=each.text, hint=each.hint
+                )
+                for each in self._proxies.report(time.time())
+            ),
             counted=datetime.now(UTC) - timedelta(seconds=statistics.counted),
         )
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.cli import output
-from syncd.control.messages import LimitStatus, Status, decode_reply
+from syncd.control.messages import LimitStatus, ProxyStatus, Status, decode_reply
 from syncd.errors import NotRunningError
 from tests.support.statuses import (
     BOB,
@@ -101,10 +101,10 @@ def test_what_a_pipe_gets() -> None:
         "Peers",
         "bob@example.org/syncd-1  online for 3 min",
         "3 pending (5.0 GiB), 12,481 delivered, 2 sent without receipt, 1 need you",
-        "encryption: none",
+        "encryption: none from end to end; the server, or a proxy, could read along",
         "carol@example.org  offline",
         "0 pending, 12,481 delivered, next try in 3 min",
-        "encryption: verified",
+        "encryption: from end to end, with a key that was compared",
         "last error: no room",
         "",
         "Transfers",
@@ -126,6 +126,25 @@ def test_an_idle_daemon_has_no_empty_sections() -> None:
     titles = [line for line in plain(status(peers=())).splitlines() if line[:1].isalpha()]
 
     assert titles == ["OK: all 12,481 files delivered", "Connection", "Folders"]
+
+
+def test_a_proxy_that_cannot_be_reached_is_shown_with_what_to_change() -> None:
+    seen = status(
+        proxies=(
+            ProxyStatus(
+                jid="proxy.example.org",
+                usable=False,
+                text="proxy.example.org names 10.0.0.5:7777, which cannot be reached from here",
+                hint="its administrator must set its external address",
+            ),
+        ),
+    )
+    lines = [line.strip() for line in plain(seen).splitlines()]
+    assert lines[lines.index("Proxies") + 1 :][:3] == [
+        "proxy.example.org  not usable",
+        "proxy.example.org names 10.0.0.5:7777, which cannot be reached from here",
+        "hint: its administrator must set its external address",
+    ]
 
 
 def test_an_error_of_nobody_and_a_scan() -> None:

@@ -38,7 +38,7 @@ BOB = PeerStatus(
     jid="bob@example.org",
     online=True,
     resource="syncd-1",
-    encryption="none",
+    encryption="plain",
     pending=0,
     delivered=12481,
 )

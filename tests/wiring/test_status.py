@@ -171,7 +171,7 @@ async def reporting(
             client,
             engine,
             transfers,
-            Reporter(config, client, engine, transfers, limits, keys),
+            Reporter(config, client, engine, transfers, limits, keys, links.proxies),
         )
         nursery.cancel_scope.cancel()
 
