@@ -51,10 +51,15 @@ IDLE_TIMEOUT = 60.0  # seconds
 SURPLUS_TIMEOUT = 0.5  # seconds
 
 # A thread at full speed takes half a core, and up to 1 MiB; more of them than this only take
-# turns. Own, because the default limiter (40) also serves name resolution and disk jobs.
-DATA_THREADS = 8  # threads
+# turns. Own, because the default limiter (40) also serves name resolution and disk jobs; and
+# for each direction its own, because who sends to us is not ours to choose.
+DATA_THREADS = 8  # threads in each direction
 
-_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("data_limiter")
+Direction = Literal["out", "in"]
+
+_limiters: trio.lowlevel.RunVar[dict[Direction, trio.CapacityLimiter]] = trio.lowlevel.RunVar(
+    "data_limiters"
+)
 
 
 class Hasher(Protocol):
@@ -81,7 +86,7 @@ class Hashers:
 
 
 class Throttle(Protocol):
-    """Says how fast bytes may move: `syncd.transfer.throttle.Throttle`."""
+    """Says how fast bytes may move: `syncd.wiring.throttle.Throttle`."""
 
     def take(self, count: int, /) -> float:
         """Count so many bytes, of the bytestream, that have just moved.
@@ -140,17 +145,18 @@ class Progress:
         return f"<Progress {self.offset}>"
 
 
-def data_limiter() -> trio.CapacityLimiter:
+def data_limiter(direction: Direction) -> trio.CapacityLimiter:
     """The limiter of the data threads of this trio run.
 
     A transfer that waits here keeps its peer waiting, whose patience is the idle timeout:
     look at ``available_tokens`` before promising more than that.
     """
     try:
-        return _limiter.get()
+        limiters = _limiters.get()
     except LookupError:
-        _limiter.set(trio.CapacityLimiter(DATA_THREADS))
-        return _limiter.get()
+        limiters = {way: trio.CapacityLimiter(DATA_THREADS) for way in ("out", "in")}
+        _limiters.set(limiters)
+    return limiters[direction]
 
 
 async def send(
@@ -189,7 +195,9 @@ async def send(
     progress.offset = offset
     work = Work(file_fd, offset + length, hasher, progress, throttle)
     with contextlib.closing(Wire(stream, idle_timeout)) as wire:
-        await _in_thread(work.stop, lambda: send_file(work, wire, sealer), wire.shut_down)
+        await _in_thread(
+            "out", work.stop, lambda: send_file(work, wire, sealer), wire.shut_down
+        )
 
 
 async def receive(
@@ -238,7 +246,7 @@ async def receive(
         receive_file(work, wire, opener, surplus_timeout, until_end=until_end)
 
     with contextlib.closing(Wire(stream, idle_timeout)) as wire:
-        await _in_thread(work.stop, job, wire.shut_down)
+        await _in_thread("in", work.stop, job, wire.shut_down)
 
 
 async def hash_prefix(file_fd: int, length: int, hasher: Hasher) -> None:
@@ -254,7 +262,7 @@ async def hash_prefix(file_fd: int, length: int, hasher: Hasher) -> None:
       TransferError: The file cannot be read.
     """
     work = Work(file_fd, length, hasher, Progress())
-    await _in_thread(work.stop, lambda: hash_file(work))
+    await _in_thread("out", work.stop, lambda: hash_file(work))
 
 
 async def prove(partial: PartialFile) -> int:
@@ -273,11 +281,14 @@ async def prove(partial: PartialFile) -> int:
       TransferError: The disk refuses, or is full.
     """
     stop = threading.Event()
-    return await _in_thread(stop, lambda: partial.prove(stop.is_set))
+    return await _in_thread("in", stop, lambda: partial.prove(stop.is_set))
 
 
 async def _in_thread(
-    stop: threading.Event, job: Callable[[], T], wake: Callable[[], object] = bool
+    direction: Direction,
+    stop: threading.Event,
+    job: Callable[[], T],
+    wake: Callable[[], object] = bool,
 ) -> T:
     """Run a job in a data thread; on cancellation stop it, and wait until it has stopped."""
     running = True
@@ -294,7 +305,7 @@ async def _in_thread(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_cancelled)
         try:
-            outcome = await trio.to_thread.run_sync(job, limiter=data_limiter())
+            outcome = await trio.to_thread.run_sync(job, limiter=data_limiter(direction))
         except Exception as error:
             outcome = error  # raised inside the nursery it would become a group
         finally:

@@ -417,16 +417,16 @@ async def test_hashing_can_be_cancelled(open_file: Callable[..., int]) -> None:
 
 
 async def test_no_more_than_eight_threads_move_data(open_file: Callable[..., int]) -> None:
-    """The ninth waits for its turn, and can be cancelled meanwhile."""
-    target = open_file("target")
-    limiter = pump.data_limiter()
+    """The ninth waits for its turn, and can be cancelled meanwhile; who sends does not wait."""
+    source, target = open_file("source", b"FILE"), open_file("target")
+    limiter = pump.data_limiter("in")
     assert limiter.total_tokens == pump.DATA_THREADS == 8
     async with trio.open_nursery() as nursery:
         held = [object() for _ in range(8)]
         for each in held:
             limiter.acquire_on_behalf_of_nowait(each)
         async with connection() as (a, b):
-            await a.send_all(b"FILE")
+            await send(a, source, offset=0, length=4, hasher=None, progress=Progress())
             with trio.move_on_after(0.05) as scope:
                 await receive(b, target, offset=0, length=4, hasher=None, progress=Progress())
             assert scope.cancelled_caught
@@ -458,7 +458,8 @@ async def test_cancelling_at_any_step_leaves_no_socket_open(
             cancelled = await cancelled_at(step, whole)
             await a.aclose()
             assert open_sockets() == before - 1, f"cancelled at step {step}"
-            assert pump.data_limiter().borrowed_tokens == 0
+            assert pump.data_limiter("in").borrowed_tokens == 0
+            assert pump.data_limiter("out").borrowed_tokens == 0
     assert step > 5
     assert content(target) == pattern(1000)
 
@@ -532,7 +533,7 @@ async def test_proving_can_be_cancelled(tmp_path: Path) -> None:
         with trio.move_on_after(0.05) as scope:
             await prove(partial)
         assert scope.cancelled_caught
-    assert pump.data_limiter().borrowed_tokens == 0
+    assert pump.data_limiter("in").borrowed_tokens == 0
 
 
 RECEIVER = """
