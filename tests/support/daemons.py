@@ -49,8 +49,7 @@ dir = {state}
 [control]
 socket = {socket}
 [bytestreams]
-listen = "127.0.0.1:{listen}"
-advertise = ["127.0.0.1:{advertise}"]
+{listening}
 {bytestreams}
 [[folder]]
 id = "shared"
@@ -68,6 +67,7 @@ class Daemon:
       user: Whose account it uses.
       directory: For everything of it; short, for the socket's sake.
       config: What its configuration says.
+      inside: A command that runs another one, in a network of its own.
 
     Attributes:
       user: As given.
@@ -77,7 +77,9 @@ class Daemon:
       process: The daemon itself.
     """
 
-    def __init__(self, user: str, directory: Path, config: str) -> None:
+    def __init__(
+        self, user: str, directory: Path, config: str, inside: Sequence[str] = ()
+    ) -> None:
         self.user = user
         self.folder = directory / "folder"
         self.config_file = directory / "config.toml"
@@ -85,7 +87,15 @@ class Daemon:
         self.config_file.write_text(config, encoding="utf-8")
         self.process = Process(
             f"syncd of {user}",
-            [sys.executable, "-m", "syncd", "--verbose", "--config", str(self.config_file)],
+            [
+                *inside,
+                sys.executable,
+                "-m",
+                "syncd",
+                "--verbose",
+                "--config",
+                str(self.config_file),
+            ],
             log_file=directory / "log",
             env=_environment(directory),
         )
@@ -181,6 +191,9 @@ class Daemons:
         listen: int = 0,
         advertise: int = 0,
         only_direct: bool = False,
+        bytestreams: str = "",
+        inside: Sequence[str] = (),
+        extra: str = "",
     ) -> Daemon:
         """Make a daemon with one folder; it is not started.
 
@@ -193,6 +206,10 @@ class Daemons:
           listen: Port for direct connections; 0 is any.
           advertise: Port that peers are told; 0 is that of the listener.
           only_direct: No bytes go by proxies or through the server.
+          bytestreams: More of that part of the configuration.
+          inside: A command that runs another one, in a network of its own; there the daemon
+            listens everywhere, and offers the addresses that it finds.
+          extra: More of the configuration, at its end.
         """
         # One folder of its own for each, also for two of one user.
         home = self._directory / f"{len(self._made)}{user[0]}"
@@ -219,14 +236,17 @@ class Daemons:
                 account="\n".join(account),
                 state=_toml(home / "state"),
                 socket=_toml(home / "control" / "control.sock"),
-                listen=listen,
-                advertise=advertise,
-                bytestreams="proxies = []\nibb = false" if only_direct else "",
+                listening=f'listen = "0.0.0.0:{listen}"'
+                if inside
+                else f'listen = "127.0.0.1:{listen}"\nadvertise = ["127.0.0.1:{advertise}"]',
+                bytestreams=bytestreams + ("proxies = []\nibb = false" if only_direct else ""),
                 folder=_toml(home / "folder"),
                 send_to=_toml([f"{peer}@{DOMAIN}" for peer in send_to]),
                 accept_from=_toml([f"{peer}@{DOMAIN}" for peer in accept_from]),
                 settle=SETTLE,
-            ),
+            )
+            + extra,
+            inside,
         )
         self._made.append(made)
         self._watched.append(made.process)
@@ -251,30 +271,38 @@ class Daemons:
 def digests(root: Path) -> dict[str, str]:
     """Tell what all files below a folder hold, hidden ones and leftovers included.
 
+    A daemon may be at work there: what it renames or deletes between the listing and the look
+    is not there any more.
+
     Returns:
       SHA-256 by relative path.
     """
     found = {}
     for path in root.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-            found[path.relative_to(root).as_posix()] = digest.hexdigest()
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256")
+                found[path.relative_to(root).as_posix()] = digest.hexdigest()
     return found
 
 
 def identities(root: Path) -> dict[str, tuple[int, int, int]]:
     """Tell which files lie below a folder: other numbers mean that somebody wrote there.
 
+    What vanishes meanwhile is not there, as with `digests`.
+
     Returns:
       Inode, and nanoseconds of the last change of content and of inode, by relative path.
     """
-    return {
-        path.relative_to(root).as_posix(): (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-        for path in root.rglob("*")
-        if path.is_file()
-        for found in [path.stat()]
-    }
+    found = {}
+    for path in root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                seen = path.stat()
+                numbers = seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns
+                found[path.relative_to(root).as_posix()] = numbers
+    return found
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -65,6 +65,9 @@ VirtualHost "{domain}"
 {components}
 """
 
+# What comes in front of the former.
+_LIMITS = 'limits = {{ c2s = {{ rate = "%dkb/s"; burst = "2s" }} }}\n'
+
 _PROXY = """\
 Component "proxy.{domain}" "proxy65"
     proxy65_address = "{address}"
@@ -196,6 +199,7 @@ def prosody(
     address: str = "127.0.0.1",
     inside: Sequence[str] = (),
     proxy: bool = True,
+    rate: int = 0,
 ) -> Iterator[Server]:
     """Run Prosody for as long as the block lasts.
 
@@ -204,6 +208,7 @@ def prosody(
       address: Where it listens.
       inside: A command that runs another one, in a network of its own.
       proxy: Whether it has a SOCKS5 proxy.
+      rate: How many bytes each client may send in a second, thousands; 0 is no limit.
     """
     data = directory / "data" / re.sub(r"[^a-z0-9]", lambda c: f"%{ord(c[0]):02x}", DOMAIN)
     for store in ("accounts", "roster"):
@@ -221,11 +226,14 @@ def prosody(
             f"return {{{others} [false] = {{ version = 1 }} }};\n"
         )
     config = directory / "prosody.cfg.lua"
+    template = _PROSODY
+    if rate:
+        template = _LIMITS % (rate // 1000) + template.replace('"smacks"', '"smacks"; "limits"')
     with _running(
         "prosody",
         directory,
         config,
-        _PROSODY.replace("{components}", _PROXY if proxy else ""),
+        template.replace("{components}", _PROXY if proxy else ""),
         [*inside, "prosody", "-F", "--config", str(config)],
         {},
         address=address,
