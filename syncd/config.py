@@ -186,6 +186,8 @@ class Folder:
       send_to: Who gets what is dropped into it; a full JID fixes the resource.
       accept_from: Bare JIDs whose files land in it.
       settle: Seconds that a file written in place must rest before it is sent.
+      names: Which names of others' files are taken: any that Linux can hold, or only those
+        that Windows and macOS can hold, and tell apart, too.
     """
 
     id: str
@@ -193,6 +195,7 @@ class Folder:
     send_to: tuple[JID, ...]
     accept_from: tuple[JID, ...]
     settle: float
+    names: Literal["any", "portable"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -431,6 +434,13 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             number(0, MAX_SETTLE, "seconds"),
             default=1.0,
             doc="How many seconds a file must rest unchanged before it is sent, 0 to 3600.",
+        ),
+        Key(
+            "names",
+            one_of("any", "portable"),
+            default="any",
+            doc="Which names of files are accepted: any that Linux can hold, "
+            "or only those that Windows and macOS can hold and tell apart, too.",
         ),
     ),
     "inbox": (

@@ -23,7 +23,7 @@ from syncd.config import (
     parse,
 )
 from syncd.errors import ConfigError
-from syncd.password import PasswordSource
+from syncd.settings.password import PasswordSource
 from syncd.xmpp.jid import JID
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
@@ -122,6 +122,7 @@ def test_everything_can_be_set() -> None:
         id = "a.B_c-9"
         path = "/srv/music"
         accept_from = ["bob@example.org"]
+        names = "portable"
         [inbox]
         path = "/srv/inbox"
         accept_from = ["dave@example.org"]
@@ -132,6 +133,8 @@ def test_everything_can_be_set() -> None:
         parallel = 2
         limit_up = "500 kB/s"
         limit_down = 2048
+        max_file = "2 GiB"
+        quota = 1000000
         """)
     assert config == Config(
         account=Account(
@@ -160,6 +163,7 @@ def test_everything_can_be_set() -> None:
                 send_to=(JID("bob", "example.org"), JID("carol", "example.org", "phone")),
                 accept_from=(JID("carol", "example.org"),),
                 settle=0.0,
+                names="any",
             ),
             Folder(
                 id="a.B_c-9",
@@ -167,16 +171,26 @@ def test_everything_can_be_set() -> None:
                 send_to=(),
                 accept_from=(JID("bob", "example.org"),),
                 settle=1.0,
+                names="portable",
             ),
         ),
         inbox=Inbox(path=Path("/srv/inbox"), accept_from=(JID("dave", "example.org"),)),
         peers=(
-            Peer(jid=JID("bob", "example.org"), parallel=None, limit_up=0, limit_down=0),
+            Peer(
+                jid=JID("bob", "example.org"),
+                parallel=None,
+                limit_up=0,
+                limit_down=0,
+                max_file=0,
+                quota=0,
+            ),
             Peer(
                 jid=JID("eve", "example.org"),
                 parallel=2,
                 limit_up=500_000,
                 limit_down=2048,
+                max_file=2 << 30,
+                quota=10**6,
             ),
         ),
         warnings=(),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from syncd.control.messages import (
+    KeyRequest,
     Keys,
     Limited,
     LimitRequest,
@@ -41,7 +42,7 @@ class Experts:
       limit: Changes how fast bytes may flow.
       send: Owes a file.
       standing: What has become of one.
-      keys: The keys of peers; None where nothing is encrypted from end to end.
+      keys: The keys of peers, and our own; None where nothing is encrypted from end to end.
     """
 
     status: Callable[[], Awaitable[Status]]
@@ -49,7 +50,7 @@ class Experts:
     limit: Callable[[LimitRequest], Limited]
     send: Callable[[SendRequest], Awaitable[Standing]]
     standing: Callable[[StandingRequest], Awaitable[Standing]]
-    keys: Callable[[PeerRequest], Awaitable[Keys]] | None = None
+    keys: Callable[[PeerRequest | KeyRequest], Awaitable[Keys]] | None = None
 
 
 class Answers:
@@ -101,7 +102,7 @@ class Answers:
                 return await experts.send(request)
             case StandingRequest():
                 return await experts.standing(request)
-            case PeerRequest():
+            case PeerRequest() | KeyRequest():
                 if experts.keys is None:
                     raise SyncdError("this syncd does not encrypt from end to end")
                 return await experts.keys(request)

@@ -16,6 +16,7 @@ import zmq
 from syncd.control import lock
 from syncd.control.messages import (
     MAX_REPLY,
+    KeyRequest,
     Keys,
     Limited,
     LimitRequest,
@@ -61,6 +62,7 @@ _ANSWERS: dict[type[Request], type[Reply]] = {
     SendRequest: Standing,
     StandingRequest: Standing,
     PeerRequest: Keys,
+    KeyRequest: Keys,
 }
 
 
@@ -75,7 +77,7 @@ def ask(path: Path, request: LimitRequest, *, timeout: float) -> Limited: ...
 @overload
 def ask(path: Path, request: SendRequest | StandingRequest, *, timeout: float) -> Standing: ...
 @overload
-def ask(path: Path, request: PeerRequest, *, timeout: float) -> Keys: ...
+def ask(path: Path, request: PeerRequest | KeyRequest, *, timeout: float) -> Keys: ...
 def ask(path: Path, request: Request, *, timeout: float) -> Reply:
     """Ask the daemon one thing.
 

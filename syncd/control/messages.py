@@ -26,6 +26,10 @@ MAX_REPLY = 4 * 1024 * 1024  # bytes
 # How much of what we were asked is worth repeating in an error.
 _MAX_QUOTED = 40  # characters
 
+# Of the reason why a message is malformed; the place that it names comes last, and is lost
+# only behind a value that fills all of it.
+_MAX_REASON = 200  # characters
+
 Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 """A point in time, in UTC, so that JSON shows it with a final ``Z`` (ISO 8601)."""
 
@@ -119,6 +123,18 @@ class PeerRequest(Struct, frozen=True, kw_only=True, tag_field="command", tag="p
     action: Literal["list", "show", "verify", "reset-key", "block"]
     peer: str = ""
     fingerprint: str = ""
+
+
+class KeyRequest(Struct, frozen=True, kw_only=True, tag_field="command", tag="key"):
+    """Asks about our own key; answered by `Keys`, which then has nobody else's.
+
+    Attributes:
+      action: ``show``: nothing changes; ``rotate``: another one takes its place, which it
+        signs, so that peers who know it take the new one over by themselves.
+    """
+
+    schema: int = SCHEMA
+    action: Literal["show", "rotate"]
 
 
 class LimitStatus(Struct, frozen=True, kw_only=True):
@@ -433,6 +449,7 @@ Request: TypeAlias = (
     | SendRequest
     | StandingRequest
     | PeerRequest
+    | KeyRequest
 )
 Reply: TypeAlias = Status | Rescanned | Pong | Limited | Standing | Keys | Refusal
 
@@ -448,7 +465,7 @@ _header = msgspec.json.Decoder(_Header)
 _request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _reply: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 
-COMMANDS = frozenset({"status", "rescan", "ping", "limit", "send", "standing", "peer"})
+COMMANDS = frozenset({"status", "rescan", "ping", "limit", "send", "standing", "peer", "key"})
 
 
 def encode_request(request: Request) -> bytes:
@@ -479,7 +496,7 @@ def decode_request(data: bytes) -> Request:
             raise ControlError(f'syncd knows no command "{shown}"', hint=_SKEW)
         return _request.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise ControlError(f"the request is malformed: {error}", hint=_SKEW) from error
+        raise ControlError(f"the request is malformed: {_why(error)}", hint=_SKEW) from error
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -508,11 +525,16 @@ def decode_reply(data: bytes) -> Reply:
         reply = _reply.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise ControlError(
-            f"syncd answered what this syncctl does not understand: {error}", hint=_SKEW
+            f"syncd answered what this syncctl does not understand: {_why(error)}", hint=_SKEW
         ) from error
     if reply.schema != SCHEMA:
         raise ControlError(f"syncd answered in schema {reply.schema}, not {SCHEMA}", hint=_SKEW)
     return reply
+
+
+def _why(error: Exception) -> str:
+    # Some repeat the value that is wrong, whatever it is and however long.
+    return printable(str(error)[:_MAX_REASON])
 
 
 def _all_well_formed(value: object) -> object:

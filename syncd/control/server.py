@@ -23,6 +23,7 @@ import zmq
 from syncd.control import lock
 from syncd.control.messages import (
     MAX_REQUEST,
+    KeyRequest,
     LimitRequest,
     PeerRequest,
     PingRequest,
@@ -92,6 +93,7 @@ _LIMITS: dict[type[Request], _Limit] = {
     SendRequest: _Limit(at_once=16, seconds=60),
     StandingRequest: _Limit(at_once=16, seconds=30),
     PeerRequest: _Limit(at_once=4, seconds=30),
+    KeyRequest: _Limit(at_once=4, seconds=30),
 }
 
 

@@ -290,7 +290,8 @@ def byte_count(value: object) -> int:
     elif isinstance(value, str) and (found := _COUNT.fullmatch(value)):
         count = float(found[1]) * _UNITS[found[2] or "B"]
     if not 0 <= count <= MAX_COUNT or 0 < count < 1:
-        raise UnfitError(expected('bytes such as 1048576 or "10 GiB", or 0 for no limit', value))
+        what = 'bytes such as 1048576 or "10 GiB", or 0 for no limit'
+        raise UnfitError(expected(what, value))
     return int(count)
 
 

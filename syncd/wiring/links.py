@@ -33,7 +33,7 @@ from syncd.sync.engine import Sent
 from syncd.sync.journal import OUTSIDE, Arrival
 from syncd.sync.plan import FileVersion
 from syncd.transfer import schema, si
-from syncd.transfer.incoming import Inbox, Known
+from syncd.transfer.incoming import Inbox, Known, Present
 from syncd.transfer.receiver import Receiver
 from syncd.transfer.sender import Sender, Source, Target
 from syncd.wiring.allowances import Allowances
@@ -122,6 +122,8 @@ class Links:
             allowance=Allowances(
                 time.monotonic, {peer.jid: (peer.max_file, peer.quota) for peer in config.peers}
             ).of,
+            beside=self._beside,
+            held=self._held,
         )
         account = config.account
         jid, server = account.jid, account.server
@@ -157,6 +159,8 @@ class Links:
             }
             | _handlers(self.inband),
             messages={ibb.DATA: self.inband.on_message} if self.inband else {},
+            # One block that is refused, while those behind it are taken, ends a stream.
+            bounded=frozenset({ibb.DATA, ibb.CLOSE}),
             changed=self._contacts_changed,
             logged_in=lambda *pin: keyring.write_pin(config.state_dir, jid, keyring.Pin(*pin)),
         )
@@ -172,6 +176,7 @@ class Links:
             memory=MemoryFile(config.state_dir / "proxies.json"),
         )
         self._since = self.client.since
+        self._syncds: frozenset[JID] = frozenset()
         self.engine: Engine
         self.sender: Sender
 
@@ -224,7 +229,7 @@ class Links:
             root=outside.parent if outside else self._folders[version.folder].path,
             folder=version.folder,
             path=outside.name if outside else version.path,
-            version=Identity(version.size, version.mtime_ns, version.inode),
+            version=_identity(version),
         )
         self._offered[id(source)] = delivery
         try:
@@ -242,7 +247,8 @@ class Links:
             target = Target(
                 jid=resource.jid,
                 is_syncd=si.NS_SYNC in features,
-                can_seal=si.NS_SEAL in features,
+                # The seal ends with a receipt, which only <sync/> has.
+                can_seal={si.NS_SYNC, si.NS_SEAL} <= features,
             )
             try:
                 sent = await self.sender.send(source, target)
@@ -254,8 +260,10 @@ class Links:
                 self.client.gone(resource)
                 continue
             outcome: Literal["delivered", "sent"] = "delivered" if sent.confirmed else "sent"
-            log.info("%s %s to %s", outcome, printable(source.path), target.jid)
-            return Sent(outcome=outcome, digest=sent.digest.hex())
+            where = ", where it is kept beside another file" if sent.beside else ""
+            log.info("%s %s to %s%s", outcome, printable(source.path), target.jid, where)
+            in_place = sent.confirmed and not sent.beside
+            return Sent(outcome=outcome, digest=sent.digest.hex(), in_place=in_place)
         raise OfflineError(f"{peer} is offline, though its server says otherwise")
 
     def _watch_outgoing(
@@ -287,9 +295,19 @@ class Links:
         if self.client.since != self._since:
             self._since = self.client.since
             self.discovery.refresh()
-        online = self.client.contacts.online()
+        online = frozenset(peer for peer in self.peers if peer in self.client.contacts.online())
+        syncds = frozenset(peer for peer in online if self._is_syncd(peer))
+        # A peer whose syncd comes while another client of theirs is there has come, too: what
+        # is only for a syncd waits for nothing else.
+        came, self._syncds = syncds - self._syncds, syncds
         # The engine knows peers as they are configured, a fixed resource included.
-        self.engine.set_online(frozenset(str(peer) for peer in self.peers if peer in online))
+        for there in (online - came, online) if came else (online,):
+            self.engine.set_online(frozenset(str(peer) for peer in there))
+
+    def _is_syncd(self, peer: JID) -> bool:
+        """Whether the client that would be sent to is one."""
+        info = self.client.contacts.choose(peer).info
+        return info is not None and si.NS_SYNC in info.features
 
     def limit_of(self, peer: str) -> int:
         """How many deliveries may run to a peer; a client not known to take more gets one."""
@@ -306,23 +324,25 @@ class Links:
         if folder:
             found = self._folders.get(folder)
             if found is not None and sender in found.accept_from:
-                return Inbox(root=found.path, folder=folder)
+                portable = found.names == "portable"
+                return Inbox(root=found.path, folder=folder, portable=portable)
         elif self.config.inbox is not None and sender in self.config.inbox.accept_from:
             return Inbox(root=self.config.inbox.path, folder="")
         raise DeclinedError("not accepted from you here")
 
     async def _known(self, inbox: Inbox, path: str) -> Known | None:
         arrival = await self.engine.known_arrival(inbox.folder, path) if inbox.folder else None
-        if arrival is None:
+        return None if arrival is None else _known(arrival)
+
+    async def _beside(self, inbox: Inbox, path: str) -> list[Present]:
+        found = await self.engine.kept_beside(inbox.folder, path) if inbox.folder else []
+        return [Present(path=each.version.path, known=_known(each)) for each in found]
+
+    async def _held(self, inbox: Inbox, path: str, sender: JID) -> Identity | None:
+        if not inbox.folder:
             return None
-        version = arrival.version
-        return Known(
-            peer=JID.parse(arrival.peer),
-            identity=Identity(version.size, version.mtime_ns, version.inode),
-            source_size=arrival.source_size,
-            source_mtime_ns=arrival.source_mtime_ns,
-            digest=bytes.fromhex(arrival.digest),
-        )
+        version = await self.engine.held(inbox.folder, path, str(sender))
+        return None if version is None else _identity(version)
 
     async def _arriving(self, arriving: Arriving) -> None:
         if not arriving.inbox.folder:
@@ -342,8 +362,23 @@ class Links:
                 digest=known.digest.hex(),
                 source_size=known.source_size,
                 source_mtime_ns=known.source_mtime_ns,
+                source_path=arriving.source_path,
             )
         )
+
+
+def _known(arrival: Arrival) -> Known:
+    return Known(
+        peer=JID.parse(arrival.peer),
+        identity=_identity(arrival.version),
+        source_size=arrival.source_size,
+        source_mtime_ns=arrival.source_mtime_ns,
+        digest=bytes.fromhex(arrival.digest),
+    )
+
+
+def _identity(version: FileVersion) -> Identity:
+    return Identity(version.size, version.mtime_ns, version.inode)
 
 
 def kept_name(file: Path, make: Callable[[], str]) -> str:

@@ -16,6 +16,7 @@ from syncd.settings.toml_keys import (
     UnfitError,
     argument_list,
     boolean,
+    byte_count,
     byte_rate,
     check_table_names,
     list_of,

@@ -280,6 +280,12 @@ def test_no_more_methods_are_read_than_anybody_has() -> None:
     )
 
 
+def test_sync_without_a_folder_is_for_the_inbox() -> None:
+    element = offer(FILE, FEATURE, SYNC_TEXT.format("", "p", "1"))
+    schema.check(element)
+    assert si.read_offer(element).sync == si.Sync(folder="", path="p", mtime_ns=1)
+
+
 SYNC_TEXT = "<sync xmlns='urn:syncd:sync:1' folder='{}' path='{}' mtime-ns='{}'/>"
 LONG = "x" * 5_000
 
@@ -327,7 +333,6 @@ LONG = "x" * 5_000
         *(
             pytest.param(offer(FILE, FEATURE, SYNC_TEXT.format(*values)), "", id=f"sync {name}")
             for name, values in {
-                "without folder": ("", "p", "1"),
                 "with long folder": ("f" * 65, "p", "1"),
                 "without path": ("f", "", "1"),
                 "with long path": ("f", LONG, "1"),
