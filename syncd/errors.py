@@ -165,10 +165,12 @@ class TransferError(SyncdError):
     """A file did not reach the other end.
 
     Attributes:
+      began: At which byte of the file it began: all before that is kept there.
       moved: How many bytes went out before it ended; what has arrived of them is kept there.
     """
 
     default_type = ErrorType.WAIT
+    began: int = 0
     moved: int = 0
 
 

@@ -52,6 +52,8 @@ MAX_MEMORY = 262_144  # bytes
 
 # Proxies move seldom, but networks do; what is down now may be up soon.
 REFRESH = 3600.0  # seconds
+# Doubling from the first to the last: a server that has just started has its proxy in a moment.
+RETRY_FIRST = 2.0  # seconds
 RETRY = 300.0  # seconds
 # What a server's administrator has decided.
 REFUSED_FOR = 86_400.0  # seconds
@@ -108,6 +110,7 @@ class _Server:
     proxies: tuple[JID, ...] = ()
     due: float = 0.0
     problem: str = ""
+    misses: int = 0  # looks that found nothing, in a row
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +122,7 @@ class _Proxy:
     refused_until: float = 0.0
     busy_until: float = 0.0
     failures: int = 0  # since it worked
+    misses: int = 0  # looks that could not reach it, in a row
     worked_at: float = 0.0
 
     def reachable(self) -> list[Probed]:
@@ -220,7 +224,7 @@ class Proxies:
         server = self._servers[domain]
         server.proxies = tuple(dict.fromkeys(jid.bare for jid in jids))[:MAX_FOUND]
         server.problem = ""
-        server.due = now + (REFRESH if jids or domain != self._own_domain else RETRY)
+        server.due = now + self._pause(domain, server, found=bool(jids))
         listed = self._listed()
         self._proxies = {jid: self._proxies.get(jid) or _Proxy() for jid in listed}
 
@@ -228,7 +232,14 @@ class Proxies:
         """Note that a server did not tell what it has; what it told before still counts."""
         server = self._servers[domain]
         server.problem = reason
-        server.due = now + (RETRY if domain == self._own_domain else REFRESH)
+        server.due = now + self._pause(domain, server, found=False)
+
+    def _pause(self, domain: str, server: _Server, *, found: bool) -> float:
+        server.misses = 0 if found else server.misses + 1
+        # A peer's server is asked on a guess.
+        if found or domain != self._own_domain:
+            return REFRESH
+        return _retry(server.misses)
 
     def tested(self, jid: JID, results: Sequence[Probed], now: float) -> None:
         """Note where a proxy is, and whether it can be reached there."""
@@ -239,7 +250,8 @@ class Proxies:
         proxy.tested = tuple(results[:MAX_TESTED])
         proxy.problem = proxy.refused = ""
         proxy.refused_until = 0.0
-        proxy.due = now + (REFRESH if reachable else RETRY)
+        proxy.misses = 0 if reachable else proxy.misses + 1
+        proxy.due = now + (REFRESH if reachable else _retry(proxy.misses))
 
     def refused(self, jid: JID, condition: str, now: float) -> None:
         """Note that a proxy does not serve us; it is left in peace for a day."""
@@ -251,7 +263,8 @@ class Proxies:
         """Note that a proxy did not tell where it is."""
         if proxy := self._proxies.get(jid.bare):
             proxy.tested, proxy.problem = (), reason
-            proxy.due = now + RETRY
+            proxy.misses += 1
+            proxy.due = now + _retry(proxy.misses)
 
     # --- What came of it
 
@@ -453,6 +466,11 @@ def _reach(host: str) -> int:
 
 
 # --- Times
+
+
+def _retry(misses: int) -> float:
+    """How long to wait after so many looks in vain, at least 1, seconds."""
+    return min(RETRY, RETRY_FIRST * 2.0 ** min(misses - 1, 30))
 
 
 def _is_due(due: float, now: float) -> bool:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 
-from syncd.errors import ChangedError, ErrorType, JournalError, NotFoundError, SyncdError
+from syncd.errors import (
+    ChangedError,
+    ErrorType,
+    JournalError,
+    NotFoundError,
+    SyncdError,
+    TransferError,
+)
 from syncd.sync.folder import Folder
 from syncd.sync.journal import OUTSIDE
 from syncd.sync.plan import (
@@ -39,6 +46,13 @@ log = logging.getLogger(__name__)
 CANDIDATES = 64  # deliveries of one peer
 # The status shows a handful; the log has them all.
 MAX_ERRORS = 20  # errors
+# A transfer that was cut goes on at once if it got so much further than the last time, at its
+# beginning, which the peer has kept, or at its end, which it may have. So a line that breaks
+# all the time costs little, and a full disk over there does not have us send for ever what it
+# cannot take.
+PROGRESS = 65_536  # bytes
+# Those that were cut lately are remembered for that; more than can run are waiting.
+MAX_REACHED = 1_024  # deliveries
 # A file that changed while it was sent is looked at again; by then it is owed anew.
 AFTER_CHANGE = 2.0  # seconds
 # Files outside any folder that are looked at at a time; their disks may hang.
@@ -71,10 +85,12 @@ class Sent:
     Attributes:
       outcome: ``delivered``: the peer confirmed it; ``sent``: it cannot confirm.
       digest: BLAKE3 of the content, hexadecimal.
+      in_place: The peer has it under this very path, and not beside another file there.
     """
 
     outcome: Literal["delivered", "sent"]
     digest: str
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +149,24 @@ class Statistics:
     failures: tuple[Failure, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reached:
+    """How far a delivery was when it was cut, and it was worth going on with at once.
+
+    Attributes:
+      began: Where its bytes began, the last time.
+      end: Where they ended, at most.
+      attempts: How many had failed before.
+    """
+
+    began: int
+    end: int
+    attempts: int
+
+
+_NOWHERE = _Reached(began=-PROGRESS, end=0, attempts=0)
+
+
 class Engine:
     """Delivers what changes.
 
@@ -169,6 +203,7 @@ class Engine:
         self._online: frozenset[str] = frozenset()
         self._came_online: set[str] = set()
         self._running: dict[tuple[str, str, str], Running] = {}  # by slot
+        self._reached: dict[int, _Reached] = {}  # by the id of the delivery
         self._failures: deque[Failure] = deque(maxlen=MAX_ERRORS)
         self._wake = trio.Event()
         self._outside_limiter = trio.CapacityLimiter(MAX_LOOKS)
@@ -239,6 +274,14 @@ class Engine:
             return arrivals[0] if arrivals else None
         found = await self._folders[folder].identify(path)
         return next((known for known in arrivals if known.version == found), arrivals[0])
+
+    async def kept_beside(self, folder: str, path: str) -> list[Arrival]:
+        """What arrived for this path and was kept beside the file there."""
+        return await self._journal.beside(folder, path)
+
+    async def held(self, folder: str, path: str, account: str) -> FileVersion | None:
+        """Which version of ours a peer, a bare JID, has had under this very path."""
+        return await self._journal.held(folder, path, account)
 
     async def rescan(self) -> None:
         """Look through all folders; what lies there now is then settling or owed."""
@@ -320,11 +363,20 @@ class Engine:
         version = delivery.version
         try:
             sent = await self._send(delivery)
-            await self._persist(lambda: self._journal.done(delivery, sent.outcome, sent.digest))
+            self._reached.pop(delivery.id, None)
+            await self._persist(
+                lambda: self._journal.done(
+                    delivery, sent.outcome, sent.digest, in_place=sent.in_place
+                )
+            )
         except ChangedError as error:
             await self._changed(delivery, error)
         except SyncdError as error:
-            again = self._clock() + retry_delay(delivery.attempts + 1, random.random())  # noqa: S311 - jitter
+            if self._got_further(delivery, error):
+                # Not a failure, in the end: it goes on where it was as soon as it can.
+                log.info("%s to %s: %s; going on", version.path, delivery.peer, error)
+                return
+            again = self._clock() + self._delay(delivery)
             waits = error.type is ErrorType.WAIT
             await self._failed(delivery, str(error), error.hint, again if waits else None)
         except Exception:
@@ -336,8 +388,31 @@ class Engine:
             del self._running[delivery.slot]
             self._wake.set()
 
+    def _got_further(self, delivery: Delivery, error: SyncdError) -> bool:
+        """Whether a delivery has only been cut, and is worth going on with at once."""
+        before = self._reached.get(delivery.id, _NOWHERE)
+        if not isinstance(error, TransferError) or error.type is not ErrorType.WAIT:
+            return False
+        end = error.began + error.moved
+        further = error.began >= before.began + PROGRESS or end >= before.end + PROGRESS
+        if not error.moved or not further:
+            return False
+        self._reached.pop(delivery.id, None)  # it becomes the youngest
+        self._reached[delivery.id] = _Reached(
+            began=error.began, end=max(end, before.end), attempts=delivery.attempts
+        )
+        if len(self._reached) > MAX_REACHED:
+            del self._reached[next(iter(self._reached))]
+        return True
+
+    def _delay(self, delivery: Delivery) -> float:
+        """How long to wait after a failure, seconds; only those without progress add up."""
+        vain = delivery.attempts - self._reached.get(delivery.id, _NOWHERE).attempts
+        return retry_delay(vain + 1, random.random())  # noqa: S311 - jitter
+
     async def _changed(self, delivery: Delivery, error: ChangedError) -> None:
         """What was to be sent is not there any more; something else may be."""
+        self._reached.pop(delivery.id, None)
         version, peer = delivery.version, delivery.peer
         log.info("%s: %s; looking again", version.path, error)
         again = self._clock() + AFTER_CHANGE

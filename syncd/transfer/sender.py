@@ -128,11 +128,13 @@ class Sent:
       confirmed: The receiver holds it durably, and said so.
       digest: BLAKE3 of the file, 32 bytes.
       sealed: Nobody in between could read or change it.
+      beside: The receiver had another file there, and keeps both.
     """
 
     confirmed: bool
     digest: bytes
     sealed: bool = False
+    beside: bool = False
 
 
 def _unlimited(_: JID) -> None:
@@ -187,35 +189,62 @@ class Sender:
           DeclinedError: The peer does not want it.
           BytestreamError, StalledError: No way there, or it broke.
           OfflineError: We, or the peer, went away.
+          TransferError: A person has decided against the peer meanwhile.
         """
-        methods = self._methods(source.version.size, target)
+        if self._seals is None:
+            return await self._send(source, target)
+        with trio.CancelScope() as scope, self._seals.ending(target.jid, scope):
+            return await self._send(source, target)
+        raise TransferError(f"{target.jid.bare} was blocked, or its key was forgotten")
+
+    async def _send(self, source: Source, target: Target) -> Sent:
+        methods = await self._methods(source.version.size, target)
         async with _opened(source) as fd:
             offer = await _make_offer(source, target, methods, fd)
             try:
                 return await self._transfer(fd, source, target, offer)
+            except DeclinedError as error:
+                if not _is_of_methods(error) or not self._may_offer_more(methods):
+                    raise
+                # Not for ever: what it can do may be what we cannot just now.
+                raise BytestreamError(str(error), hint=error.hint) from error
             except BytestreamError as error:
                 later = isinstance(error, OpeningError) and error.later
                 if later or error.moved or methods == (si.IBB,) or si.IBB not in methods:
                     raise
                 # Over there its sid may be half used up, so the next way is a new offer.
                 log.info("%s; offering %s anew, through the server", error, source.path)
+                failure = error
             offer = replace(offer, sid=_new_sid(), methods=(si.IBB,))
-            return await self._transfer(fd, source, target, offer)
+            try:
+                return await self._transfer(fd, source, target, offer)
+            except DeclinedError as error:
+                if not _is_of_methods(error):
+                    raise
+                # It takes nothing through the server; the first way may lead there later.
+                raise failure from error
 
-    def _methods(self, size: int, target: Target) -> tuple[str, ...]:
+    def _may_offer_more(self, methods: tuple[str, ...]) -> bool:
+        """Whether another time there may be a way that was not offered now."""
+        return self._requester is not None and si.BYTESTREAMS not in methods
+
+    async def _methods(self, size: int, target: Target) -> tuple[str, ...]:
         """What can be offered now (XEP-0096 section 3.1)."""
         methods = []
-        if self._requester is not None and self._requester.ready():
+        if self._requester is not None and await self._requester.ready():
             methods.append(si.BYTESTREAMS)
         if self._inband is not None:
             methods.append(si.IBB)
+        # COMPAT(QXmpp, Gajim): their block counters do not wrap.
+        countless = not target.is_syncd and size > MAX_BLOCKS * ibb.BLOCK_SIZE
         if len(methods) == 2 and not target.is_syncd:
             if not size:
                 # COMPAT(QXmpp, libpurple, gloox): a SOCKS5 bytestream without a byte hangs.
                 methods.remove(si.BYTESTREAMS)
-            elif size > MAX_BLOCKS * ibb.BLOCK_SIZE:
-                # COMPAT(QXmpp, Gajim): their block counters do not wrap.
+            elif countless:
                 methods.remove(si.IBB)
+        elif methods == [si.IBB] and countless:
+            log.warning("%s may be unable to count the blocks of %d bytes", target.jid, size)
         if not methods:
             raise BytestreamError(
                 "no way to send is open: no address of ours, no proxy, not through the server",
@@ -240,9 +269,10 @@ class Sender:
                     await self._stream(fd, job, place)
                 await _check_unchanged(source)
                 digest = hasher.digest() if whole else b""
-                if target.is_syncd:
-                    await self._finish(job, digest)
-        return Sent(confirmed=target.is_syncd, digest=digest, sealed=seal is not None)
+                beside = target.is_syncd and await self._finish(job, digest)
+        return Sent(
+            confirmed=target.is_syncd, digest=digest, sealed=seal is not None, beside=beside
+        )
 
     @contextlib.asynccontextmanager
     async def _place(self, offer: si.Offer, target: Target) -> AsyncIterator[Place | None]:
@@ -290,8 +320,7 @@ class Sender:
                 )
                 await way.finish()
         except TransferError as error:
-            # What has arrived is kept there, so the rest can go at once.
-            error.moved = progress.offset - offset
+            job.note_progress(error)
             raise
 
     @contextlib.asynccontextmanager
@@ -316,17 +345,33 @@ class Sender:
                 try:
                     yield _Way(opened.stream, functools.partial(finish, opened.stream))
                 finally:
-                    # A proxy may keep the tail back until we close.
+                    # COMPAT(prosody): its proxy keeps the tail back until we close.
+                    # COMPAT(smack): the file ends there where the stream does.
                     await trio.aclose_forcefully(opened.stream)
                 return
         assert self._inband is not None
         window = SYNCD_WINDOW if target.is_syncd else ibb.WINDOW
         opening = self._inband.open(target.jid, sid, window=window, timeout=patience)
-        async with opening as sending:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                sending = await stack.enter_async_context(opening)
+            except OfflineError as error:
+                if job.answer.method == si.IBB:
+                    raise
+                # Silence about the same sid; should we be the ones who went, the new offer
+                # that comes now says so.
+                raise BytestreamError(f"{target.jid} took no other way: {error}") from error
+            except BytestreamError as error:
+                # It did accept the file: a stream that it knows nothing of may be one that it
+                # forgot in a restart, so this is for now, whatever type the refusal has.
+                raise BytestreamError(str(error), hint=error.hint) from error
             job.progress.method = "ibb"
             yield _Way(sending.stream, sending.finish)
 
-    async def _finish(self, job: _Job, digest: bytes) -> None:
+    async def _finish(self, job: _Job, digest: bytes) -> bool:
+        """Get the receipt; returns whether the file is kept beside another one."""
+        # COMPAT(openfire, prosody, ejabberd): over a stream by their proxies nothing comes back
+        # once we have closed, so that the receipt comes over XMPP.
         offer, target, seal = job.offer, job.target, job.seal
         assert offer.size is not None
         finish = si.Finish(
@@ -347,19 +392,24 @@ class Sender:
                     await self._wait_online()
             except StanzaError as error:
                 if error.condition == "item-not-found":
-                    raise TransferError(
+                    # It hung up, or came back as another, when our kernel had taken it all.
+                    lost = TransferError(
                         f"{target.jid.bare} has given this transfer up; it is offered again"
-                    ) from error
+                    )
+                    job.note_progress(lost)
+                    raise lost from error
                 raise explain(error, target.jid) from error
             else:
                 receipt = si.read_receipt(result.payload)
-                if replace(receipt, signature=b"") != replace(finish, signature=b""):
+                stored = replace(receipt, signature=finish.signature, beside=False)
+                if stored != finish:
                     raise IntegrityError(
                         f"{target.jid.bare} stored something else than was sent"
                     )
                 if seal is not None:
-                    seal.check(Said.RECEIPT, receipt)
-                return
+                    seal.check(Said.BESIDE if receipt.beside else Said.RECEIPT, receipt)
+                return receipt.beside
+        raise AssertionError("the last try either returns or raises")
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +429,11 @@ class _Job:
         assert self.offer.size is not None
         left = self.offer.size - self.answer.offset
         return left if self.answer.length is None else self.answer.length
+
+    def note_progress(self, error: TransferError) -> None:
+        """What has arrived is kept there, so the rest can go at once."""
+        error.began = self.answer.offset
+        error.moved = self.progress.offset - self.answer.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,16 +483,16 @@ def _new_sid() -> str:
 async def _make_offer(
     source: Source, target: Target, methods: tuple[str, ...], fd: int
 ) -> si.Offer:
-    path = unicodedata.normalize("NFC", source.path)
-    if not is_writable(path):
+    if not is_writable(source.path):
         raise DeclinedError(
-            f"the name {path!r} cannot be sent: it is no valid text", hint="rename the file"
+            f"the name {source.path!r} is no valid text", hint="rename the file to send it"
         )
-    name, size = paths.split(path)[-1], source.version.size
+    # The name is for other clients; between syncds a path stays as it is.
+    name, size = unicodedata.normalize("NFC", paths.split(source.path)[-1]), source.version.size
     # A time before 1970 is a clock gone wrong, and no reason not to deliver.
     mtime_ns = max(0, source.version.mtime_ns)
     if target.is_syncd:
-        sync = si.Sync(folder=source.folder, path=path, mtime_ns=mtime_ns)
+        sync = si.Sync(folder=source.folder, path=source.path, mtime_ns=mtime_ns)
         md5 = date = ""
     else:
         sync = None
@@ -480,22 +535,25 @@ async def _check_unchanged(source: Source) -> None:
         raise ChangedError("the file changed, or went away, while it was being sent")
 
 
-# RFC 6120's conditions, and what clients really answer with them.
-_GONE = frozenset({
-    "service-unavailable",
-    "recipient-unavailable",
-    "item-not-found",
-    "gone",
-    "remote-server-not-found",  # of a server on the way; a name that is not found now
-    "remote-server-timeout",
-})  # fmt: skip
+# RFC 6120's conditions. COMPAT(smack, psi, libpurple, gloox, slixmpp, openfire): what they are
+# really answered with.
+_GONE = frozenset({"service-unavailable", "recipient-unavailable", "item-not-found", "gone"})
+_GONE |= {"remote-server-not-found", "remote-server-timeout"}  # names come back, links too
+# XEP-0095 section 4.2.
+_NO_WAYS = "}no-valid-streams"
 _DECLINED = frozenset({"forbidden", "not-acceptable", "not-authorized", "policy-violation"})
+
+
+def _is_of_methods(error: DeclinedError) -> bool:
+    """Whether the peer declined the ways that were offered, and not the file."""
+    cause = error.__cause__
+    return isinstance(cause, StanzaError) and cause.app.endswith(_NO_WAYS)
 
 
 def explain(error: StanzaError, peer: JID) -> SyncdError:
     """Say in words what a refused request means for the delivery."""
     reason = f": {error.text}" if error.text else ""
-    if error.app.endswith("}no-valid-streams") or error.app.endswith("}bad-profile"):
+    if error.app.endswith(_NO_WAYS) or error.app.endswith("}bad-profile"):
         return DeclinedError(
             f"{peer} and syncd have no way of transfer in common{reason} [{error.condition}]"
         )
@@ -503,7 +561,8 @@ def explain(error: StanzaError, peer: JID) -> SyncdError:
         return OfflineError(
             f"{peer} is offline, or this resource is{reason} [{error.condition}]"
         )
-    if error.condition in _DECLINED:
+    # A server that wants less in a minute says policy-violation as well, with type wait.
+    if error.condition in _DECLINED and error.type is not ErrorType.WAIT:
         return DeclinedError(
             f"{peer.bare} does not accept the file{reason} [{error.condition}]",
             hint="ask them to add you to accept_from of the folder"

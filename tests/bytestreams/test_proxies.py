@@ -75,20 +75,46 @@ def test_what_failed_is_looked_at_again_sooner() -> None:
     known = make()
     known.not_found("example.org", "it gave no answer", NOW)
     known.not_found("example.net", "it gave no answer", NOW)
-    assert known.next_due(NOW) == module.RETRY
-    assert known.due_servers(NOW + module.RETRY) == ["example.org"]
+    assert known.next_due(NOW) == module.RETRY_FIRST
+    assert known.due_servers(NOW + module.RETRY_FIRST) == ["example.org"]
     learn(known, OURS, "203.0.113.7", latency=None)
     learn(known, THEIRS, "203.0.113.9")
-    assert known.due_proxies(NOW + module.RETRY) == [OURS]
+    assert known.due_proxies(NOW + module.RETRY_FIRST) == [OURS]
     known.unusable(OURS, "nonsense", NOW)
-    assert known.due_proxies(NOW + module.RETRY) == [OURS]
+    assert known.due_proxies(NOW + module.RETRY_FIRST) == []
+    assert known.due_proxies(NOW + 2 * module.RETRY_FIRST) == [OURS]
+
+
+def test_what_fails_again_and_again_is_looked_at_ever_more_rarely() -> None:
+    known = ready()
+    waits = []
+    for _ in range(12):
+        known.unusable(OURS, "remote-server-timeout", NOW)
+        waits.append(known.next_due(NOW))
+    assert waits[:4] == [2.0, 4.0, 8.0, 16.0]
+    assert waits[-1] == module.RETRY
+    learn(known, OURS, "203.0.113.7")
+    known.unusable(OURS, "remote-server-timeout", NOW)
+    assert known.next_due(NOW) == module.RETRY_FIRST
+
+
+def test_our_server_that_has_no_proxy_yet_is_asked_again_soon() -> None:
+    """It has just started, and its component is not there yet."""
+    known = make()
+    known.found("example.net", [THEIRS], NOW)
+    learn(known, THEIRS, "203.0.113.9")
+    waits = []
+    for _ in range(12):
+        known.found("example.org", [], NOW)
+        waits.append(known.next_due(NOW))
+    assert (waits[0], waits[-1]) == (module.RETRY_FIRST, module.RETRY)
 
 
 def test_a_server_without_proxies_is_asked_again_ours_sooner() -> None:
     known = make()
     known.found("example.org", [], NOW)
     known.found("example.net", [], NOW)
-    assert known.due_servers(NOW + module.RETRY) == ["example.org"]
+    assert known.due_servers(NOW + module.RETRY_FIRST) == ["example.org"]
 
 
 def test_a_proxy_that_was_lost_is_looked_at_at_once() -> None:

@@ -35,29 +35,38 @@ class Gate:
     Args:
       port: Where to listen, on the loopback.
       target: The port on the loopback to connect to.
+      both_ways: Bytes to the target are held back, too: at a proxy, half of those who connect
+        have something to say.
 
     Attributes:
       port: As given.
       target: As given.
       passed: For each connection in turn, how many bytes of the target passed.
+      taken: For each connection in turn, how many bytes to the target passed.
       refusing: Whether whoever connects is hung up on.
     """
 
-    def __init__(self, port: int, target: int) -> None:
+    def __init__(self, port: int, target: int, *, both_ways: bool = False) -> None:
         self.port = port
         self.target = target
         self.passed: list[int] = []
+        self.taken: list[int] = []
         self.refusing = False
         self._limit = math.inf
+        self._both_ways = both_ways
         self._closed = False
         self._change = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._links: list[_Link] = []
 
     def hold_after(self, limit: int) -> None:
-        """Let so many bytes of the target pass on each connection, and no more."""
+        """Let so many bytes of the target pass on each connection, and no more.
+
+        With `both_ways` so many in each direction.
+        """
         with self._change:
             self._limit = limit
+            self._change.notify_all()
 
     def open(self) -> None:
         """Let everything pass from now on."""
@@ -68,7 +77,9 @@ class Gate:
     def reset(self) -> None:
         """Break all connections, as a router does that has forgotten them (RST)."""
         for link in self._links:
-            link.cut = True
+            with self._change:
+                link.cut = True
+                self._change.notify_all()
             for end in link.ends:
                 # Nothing is sent by that, but whoever reads here wakes up.
                 with contextlib.suppress(OSError):
@@ -88,6 +99,28 @@ class Gate:
         """Let nothing pass any more on the connections that there are, and tell nobody."""
         for link in self._links:
             link.silent = True
+
+    def now_passed(self) -> tuple[int, int]:
+        """How many bytes to the target, and of the target, passed on the connections of now."""
+        numbers = [link.number for link in self._links if not link.over]
+        return sum(self.taken[each] for each in numbers), sum(
+            self.passed[each] for each in numbers
+        )
+
+    def most(self) -> int:
+        """How many bytes have passed one way on that connection of now that has had most."""
+        numbers = [link.number for link in self._links if not link.over]
+        return max((max(self.taken[each], self.passed[each]) for each in numbers), default=0)
+
+    @property
+    def holding(self) -> bool:
+        """Whether on some connection all has passed that may."""
+        return self.most() >= self._limit
+
+    @property
+    def idle(self) -> bool:
+        """Whether all connections that there were have ended."""
+        return all(link.over for link in self._links)
 
     def serve(self, listener: socket.socket) -> None:
         """Take connections until the listener is closed."""
@@ -110,10 +143,12 @@ class Gate:
                 continue
             number = len(self.passed)
             self.passed.append(0)
-            link = _Link((near, far))
+            self.taken.append(0)
+            link = _Link(number, (near, far))
             self._links.append(link)
-            for ends in ((near, far, None), (far, near, number)):
-                link.threads.append(self.run(self._pass, link, *ends))
+            for source, sink, counts in ((near, far, self.taken), (far, near, self.passed)):
+                thread = self.run(self._pass, link, source, sink, counts, number)
+                link.threads.append(thread)
 
     def run(self, function: Callable[..., None], *arguments: object) -> threading.Thread:
         """Start a thread that `close` waits for."""
@@ -137,38 +172,54 @@ class Gate:
             end.close()
 
     def _pass(
-        self, link: _Link, source: socket.socket, sink: socket.socket, number: int | None
+        self,
+        link: _Link,
+        source: socket.socket,
+        sink: socket.socket,
+        counts: list[int],
+        number: int,
     ) -> None:
-        """Pass bytes one way; those of a numbered connection are counted and held back."""
+        """Pass bytes of one connection one way, and count them."""
         with contextlib.suppress(OSError):
-            while data := source.recv(self._room(number)):
+            while data := source.recv(self._room(link, counts, number)):
+                if link.cut:
+                    break
                 if link.silent:
                     continue  # taken from the one, and never given to the other
                 sink.sendall(data)
-                if number is not None:
-                    self.passed[number] += len(data)
+                counts[number] += len(data)
         if link.cut or link.silent:
             return
         _hang_up(source)
         _hang_up(sink)
 
-    def _room(self, number: int | None) -> int:
+    def _room(self, link: _Link, counts: list[int], number: int) -> int:
         """Wait until bytes may pass; how many."""
-        if number is None:
+        if counts is self.taken and not self._both_ways:
             return _CHUNK
         with self._change:
-            self._change.wait_for(lambda: self._closed or self.passed[number] < self._limit)
-            return int(min(_CHUNK, max(1, self._limit - self.passed[number])))
+            self._change.wait_for(
+                lambda: self._closed or link.cut or counts[number] < self._limit
+            )
+            return int(min(_CHUNK, max(1, self._limit - counts[number])))
 
 
 @dataclass(slots=True)
 class _Link:
-    """One connection through the gate: its two ends, and who passes the bytes."""
+    """One connection through the gate: its number, its two ends, and who passes the bytes."""
 
+    number: int
     ends: tuple[socket.socket, socket.socket]
     threads: list[threading.Thread] = field(default_factory=list)
     cut: bool = False
     silent: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing passes any more, in either direction."""
+        if self.cut or not self.threads:
+            return self.cut
+        return not any(thread.is_alive() for thread in self.threads)
 
 
 def _hang_up(end: socket.socket) -> None:
@@ -177,9 +228,9 @@ def _hang_up(end: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def open_gate(port: int, target: int) -> Iterator[Gate]:
+def open_gate(port: int, target: int, *, both_ways: bool = False) -> Iterator[Gate]:
     """Relay for as long as the block lasts; the arguments are those of `Gate`."""
-    gate = Gate(port, target)
+    gate = Gate(port, target, both_ways=both_ways)
     with socket.create_server(("127.0.0.1", port)) as listener:
         gate.run(gate.serve, listener)
         try:

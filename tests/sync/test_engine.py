@@ -21,12 +21,15 @@ from syncd.errors import (
     NotFoundError,
     OfflineError,
     StalledError,
+    TruncatedError,
 )
 from syncd.sync import engine as engine_module
 from syncd.sync.engine import (
     AFTER_CHANGE,
     CANDIDATES,
     MAX_ERRORS,
+    MAX_REACHED,
+    PROGRESS,
     Engine,
     Failure,
     FolderRule,
@@ -38,6 +41,7 @@ from syncd.sync.plan import (
     ANSWER_GRACE,
     MAX_RUNNING,
     RETRY_FIRST,
+    RETRY_LAST,
     Delivery,
     FileVersion,
 )
@@ -306,6 +310,74 @@ async def test_what_may_be_tried_again_is_when_it_is_due(tmp_path: Path) -> None
         world.engine._wake.set()
         await world.until_begun(2)
         assert peer(await world.until_idle()).delivered == 1
+
+
+def cut(began: int, moved: int = 1) -> TruncatedError:
+    """What ends a transfer of which something has gone out."""
+    error = TruncatedError("the peer hung up")
+    error.began, error.moved = began, moved
+    return error
+
+
+async def test_a_transfer_that_was_cut_goes_on_at_once(tmp_path: Path) -> None:
+    """As often as each has left more at the peer, or sent more; and nobody hears of it."""
+    kept, out = cut(PROGRESS), cut(PROGRESS, 2 * PROGRESS)
+    async with working(tmp_path, cut(0), kept, out) as world:
+        world.drop("a")
+        await world.until_begun(4)
+        statistics = await world.until_idle()
+        assert peer(statistics) == PeerCount(delivered=1)
+        assert statistics.failures == ()
+        assert [delivery.attempts for delivery in world.deliveries] == [0, 0, 0, 0]
+
+
+async def test_a_transfer_that_gets_no_further_waits(tmp_path: Path) -> None:
+    """Else a peer whose disk is full would be sent the same for ever."""
+    async with working(tmp_path, cut(0), cut(PROGRESS - 1)) as world:
+        world.drop("a")
+        statistics = await world.until(lambda now: peer(now).error)
+        assert len(world.begun) == 2
+        # The clock stands still, so it is not due.
+        assert peer(statistics).next_try is not None
+
+
+async def test_a_transfer_that_never_began_to_move_waits(tmp_path: Path) -> None:
+    async with working(tmp_path, cut(0, moved=0)) as world:
+        world.drop("a")
+        await world.until(lambda now: peer(now).error)
+        assert len(world.begun) == 1
+
+
+async def test_only_failures_without_progress_make_it_wait_longer(tmp_path: Path) -> None:
+    """One that gets on in spite of many breaks is as fresh as one that has just begun."""
+    now = NOW
+    offline = [OfflineError("bob does not answer") for _ in range(9)]
+    async with working(tmp_path, *offline, cut(0), cut(0), online=()) as world:
+        world.engine._clock = lambda: now
+        world.drop("a")
+        world.engine.set_online(frozenset({BOB}))
+        for count in range(1, 10):
+            await world.until_begun(count)
+            await world.until(lambda _: not world.engine._running)
+            now += RETRY_LAST
+            world.engine._wake.set()
+        await world.until_begun(11)
+        statistics = await world.until(lambda _: not world.engine._running)
+        next_try = peer(statistics).next_try
+        assert next_try is not None
+        assert next_try <= now + RETRY_FIRST
+
+
+async def test_of_transfers_that_were_cut_not_all_are_remembered(tmp_path: Path) -> None:
+    cuts = [cut(0) for _ in range(MAX_REACHED + 1)]
+    async with working(tmp_path, parallel=MAX_RUNNING) as world:
+        for number, error in enumerate(cuts):
+            version = FileVersion(folder="photos", path="a", size=1, mtime_ns=1, inode=1)
+            assert world.engine._got_further(
+                Delivery(id=number, version=version, peer=BOB), error
+            )
+        assert len(world.engine._reached) == MAX_REACHED
+        assert min(world.engine._reached) == 1
 
 
 async def test_a_refusal_waits_for_a_person_or_a_change(tmp_path: Path) -> None:

@@ -141,13 +141,16 @@ async def test_every_transfer_has_an_id_that_nobody_guesses(tmp_path: Path) -> N
 # Names
 
 
-async def test_path_is_sent_in_the_one_form_and_read_in_that_of_the_disk(
+async def test_path_is_sent_as_it_is_and_a_plain_client_gets_the_usual_form(
     tmp_path: Path,
 ) -> None:
     path = unicodedata.normalize("NFD", "Ångström/é")
     async with open_peers(tmp_path) as peers:
         await peers.send(peers.write(path, b"x"))
-        assert peers.received() == {"Ångström/é": b"x"}
+        assert peers.received() == {path: b"x"}
+        await peers.send(peers.found(path), is_syncd=False)
+        await peers.settled()
+        assert peers.received() == {path: b"x", "é": b"x"}
 
 
 @pytest.mark.parametrize("path", ["bad\udcff", "a\\..\\b", "tab\there", ".syncd/x.part"])
@@ -391,6 +394,7 @@ async def test_transfer_that_the_receiver_has_given_up_is_offered_again_later(
         with pytest.raises(TransferError, match="given this transfer up") as caught:
             await peers.send(source)
         assert caught.value.type == ErrorType.WAIT
+        assert (caught.value.began, caught.value.moved) == (0, len(b"content"))
         # What is out may still be on its way; the next offer would cut it off there.
         with trio.fail_after(10):
             while [part.stat().st_size for part in peers.partials()] != [7]:  # noqa: ASYNC110 - the disk tells nobody
@@ -429,6 +433,8 @@ async def test_refusal_to_store_is_explained(tmp_path: Path) -> None:
             DeclinedError,
             ErrorType.CANCEL,
         ),
+        (StanzaError(ErrorType.WAIT, "policy-violation"), TransferError, ErrorType.WAIT),
+        (StanzaError(ErrorType.WAIT, "not-acceptable"), TransferError, ErrorType.WAIT),
         (StanzaError(ErrorType.MODIFY, "bad-request"), TransferError, ErrorType.CANCEL),
         (StanzaError(ErrorType.CANCEL, "not-allowed"), TransferError, ErrorType.CANCEL),
         (StanzaError(ErrorType.CANCEL, "undefined-condition"), TransferError, ErrorType.CANCEL),
@@ -453,6 +459,39 @@ async def test_refused_offer_says_who_why_and_whether_to_try_again(
         assert message.startswith("bob@example.org")
         assert "their words" in message
         assert message.endswith(f"[{refusal.condition}]")
+
+
+NO_VALID_STREAMS = f"{{{si.NS_SI}}}no-valid-streams"
+
+
+async def test_way_that_fails_for_once_is_not_the_end_if_there_is_no_other(
+    tmp_path: Path,
+) -> None:
+    """The peer takes nothing through the server, which is no reason to never try again."""
+    async with open_peers(tmp_path) as peers:
+        unreachable = StanzaError(ErrorType.CANCEL, "item-not-found")
+        peers.server.inject(s5b.TAG, unreachable)
+        peers.server.inject(ibb.OPEN, StanzaError(ErrorType.CANCEL, "not-acceptable"))
+        accepted = trio.Event()
+        accepted.set()
+        no_valid_streams = StanzaError(ErrorType.CANCEL, "bad-request", app=NO_VALID_STREAMS)
+        peers.server.inject(si.SI, accepted, no_valid_streams)
+        with pytest.raises(BytestreamError, match="in-band") as caught:
+            await peers.send(peers.write("a", b"content"))
+        assert caught.value.type == ErrorType.WAIT
+        assert len(peers.server.exchanges) < 4
+
+
+async def test_peer_that_takes_only_what_we_cannot_offer_now_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path) as peers:
+        offline = peers.make_sender(None)
+        no_valid_streams = StanzaError(ErrorType.CANCEL, "bad-request", app=NO_VALID_STREAMS)
+        peers.server.inject(si.SI, no_valid_streams)
+        with pytest.raises(BytestreamError) as caught:
+            await offline.send(peers.write("a", b"content"), Target(jid=BOB, is_syncd=True))
+        assert caught.value.type == ErrorType.WAIT
 
 
 async def test_peer_that_went_offline_is_waited_for(tmp_path: Path) -> None:
@@ -590,16 +629,24 @@ async def test_cancelled_sender_leaves_nothing_open(tmp_path: Path) -> None:
         assert peers.received() == {}
 
 
+@pytest.mark.parametrize("way", ["direct", "through the server", "one after the other"])
 async def test_transfer_that_is_cancelled_at_any_step_leaves_nothing_open(
-    tmp_path: Path,
+    tmp_path: Path, way: str
 ) -> None:
     """And whatever it leaves on the other disk, the next one makes the file whole."""
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", b"content")
         before = open_files()
         cancelled, step = True, 0
+        through_server = peers.make_sender(None)
 
         async def send() -> None:
+            if way == "through the server":
+                await through_server.send(source, Target(jid=BOB, is_syncd=True))
+                return
+            if way == "one after the other":
+                refusal = StanzaError(ErrorType.CANCEL, "item-not-found")
+                peers.server.inject(s5b.TAG, refusal)
             await peers.send(source)
 
         while cancelled:
@@ -611,6 +658,8 @@ async def test_transfer_that_is_cancelled_at_any_step_leaves_nothing_open(
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert open_files() == before
             assert peers.listener._expected == {}
+            for end in (peers.sender, through_server):
+                assert repr(end._inband) == "<Inband slots=0 sendings=0>"
             assert list(peers.received().values()) in ([], [b"content"])
         assert step > 20
         assert peers.received() == {"a": b"content"}
