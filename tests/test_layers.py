@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "errors": set[str](),
     "xmpp": {"errors"},
     "link": {"xmpp", "errors"},
-    "sync": {"errors"},
+    "sync": {"disk", "errors"},
     "control": {"errors"},
     "disk": {"errors"},
     "trust": {"errors"},

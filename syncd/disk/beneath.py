@@ -1,7 +1,8 @@
 """Files below a folder, reached by directory descriptors, never through a link.
 
 Every step of a path is opened relative to the step before it with O_NOFOLLOW, so whoever
-swaps a directory for a link meanwhile gains nothing: the walk ends with an error.
+swaps a directory for a link meanwhile gains nothing: the walk ends with an error. Nor does it
+leave the file system of the folder: what is mounted inside is not the folder's.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import contextlib
 import ctypes
 import errno
 import os
+import shlex
 import stat
 from typing import TYPE_CHECKING
 
-from syncd.errors import ChangedError, ErrorType, TransferError
+from syncd.disk.paths import PRIVATE, fold
+from syncd.errors import ChangedError, DeclinedError, ErrorType, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,19 +46,36 @@ def open_directory(
       create: Make those that are missing, durably.
 
     Raises:
-      OSError: A step is missing, is a link, or is no directory.
+      OSError: A step is missing, is a link, is no directory, or is on another file system.
+      DeclinedError: It leads into our private directory by another name.
     """
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        device = os.fstat(fd).st_dev
+        private = _inode_of_private(fd) if components else None
         for component in components:
             fd, parent = _step(fd, component, create=create), fd
             os.close(parent)
+            status = os.fstat(fd)
+            # Of directories only: an overlay tells of a file the device of its layer.
+            if status.st_dev != device:
+                raise OSError(errno.EXDEV, "another file system is mounted here", component)
+            if status.st_ino == private and component != PRIVATE:
+                raise DeclinedError(f"{component!r} is syncd's own directory")
         yield fd
     finally:
         os.close(fd)
 
 
+def _inode_of_private(root: int) -> int | None:
+    """To know it as .SYNCD too, or as SYNCD~1, where the file system takes these for it."""
+    with contextlib.suppress(OSError):
+        return os.stat(PRIVATE, dir_fd=root, follow_symlinks=False).st_ino
+    return None
+
+
 def _step(parent: int, component: str, *, create: bool) -> int:
+    _check_step(component)
     if create:
         try:
             os.mkdir(component, dir_fd=parent)
@@ -64,6 +84,133 @@ def _step(parent: int, component: str, *, create: bool) -> int:
         else:
             os.fsync(parent)
     return os.open(component, _DIRECTORY, dir_fd=parent)
+
+
+def _check_step(component: str) -> None:
+    """Refuse what the kernel would take for more than one step down, or for none.
+
+    Names from the network were judged long before (`paths`); this holds wherever else one may
+    come from.
+    """
+    if component in ("", ".", "..") or "/" in component:
+        raise OSError(errno.EINVAL, "this is no name of a file", component)
+
+
+@contextlib.contextmanager
+def open_parent(
+    root: Path, components: Sequence[str], *, create: bool = False
+) -> Iterator[tuple[int, str]]:
+    """Walk down from a folder to where a file lies, or is to lie.
+
+    Args:
+      root: The folder, as configured; may itself be a link.
+      components: The path of the file below it.
+      create: Make the directories that are missing, durably.
+
+    Yields:
+      The descriptor of its directory, and its name there.
+
+    Raises:
+      OSError, DeclinedError: As for `open_directory`.
+    """
+    *directories, name = components
+    _check_step(name)
+    with open_directory(root, directories, create=create) as directory:
+        yield directory, name
+
+
+@contextlib.contextmanager
+def open_private(root: Path, *, create: bool = True) -> Iterator[int]:
+    """Open the private directory of a folder, which nobody else can change.
+
+    Whoever could would put other bytes in the place of those that were checked.
+
+    Args:
+      root: The folder.
+      create: Make it if it is missing.
+
+    Yields:
+      Its descriptor.
+
+    Raises:
+      TransferError: What stands there is not ours alone.
+      OSError: It is missing, or the disk refuses.
+    """
+    with open_directory(root, ()) as folder:
+        if create:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(PRIVATE, 0o700, dir_fd=folder)
+        try:
+            fd = os.open(PRIVATE, _DIRECTORY, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise TransferError(
+                f"{root / PRIVATE} is a link or a file, not syncd's own directory",
+                hint="move it out of the way; syncd makes a new one",
+            ) from error
+        try:
+            _check_private(os.fstat(fd), os.fstat(folder), root / PRIVATE)
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _check_private(status: os.stat_result, folder: os.stat_result, path: Path) -> None:
+    if status.st_uid != os.geteuid():
+        raise TransferError(
+            f"{path} belongs to another user (uid {status.st_uid})",
+            hint="move it out of the way, or give it to the user that runs syncd",
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise TransferError(
+            f"others may write to {path}, which is syncd's own directory",
+            hint=f"run: chmod 700 {shlex.quote(str(path))}",
+        )
+    if status.st_dev != folder.st_dev:
+        raise TransferError(
+            f"{path} is on another file system than its folder",
+            hint="a file gets its name in one step only on the same one: unmount it there",
+        )
+
+
+def check_twins(root: Path, components: Sequence[str]) -> None:
+    """Make sure that a file can be told from all others by any system.
+
+    Reads every directory on the way in which the step itself is missing.
+
+    Args:
+      root: The folder.
+      components: A path below it, of which nothing needs to exist.
+
+    Raises:
+      DeclinedError: Only case or normalisation tells a step of it from what is there.
+      TransferError: The disk refuses.
+    """
+    for depth, component in enumerate(components):
+        try:
+            with open_directory(root, components[:depth]) as directory:
+                names = _others(component, directory)
+        except FileNotFoundError:
+            return  # nothing below it either
+        except OSError as error:
+            raise explain(error, "the file cannot be received") from error
+        folded = fold(component)
+        for name in names:
+            if fold(name) == folded:
+                raise DeclinedError(
+                    f"{name!r} is there, and {component!r} is the same name on many systems",
+                    hint="rename one of them; it is sent then",
+                )
+
+
+def _others(name: str, directory: int) -> list[str]:
+    """What lies in a directory, if this does not."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return os.listdir(directory)
+    return []
 
 
 def open_source(root: Path, components: Sequence[str]) -> int:
@@ -77,10 +224,10 @@ def open_source(root: Path, components: Sequence[str]) -> int:
       TransferError: It cannot be read.
     """
     try:
-        with open_directory(root, components[:-1]) as directory:
+        with open_parent(root, components) as (directory, name):
             # O_NONBLOCK: opening a fifo must not wait for its writer.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = os.open(components[-1], flags, dir_fd=directory)
+            fd = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
             raise ChangedError(f"the file is gone: {error.strerror}") from error
@@ -104,7 +251,10 @@ def rename_new(source: str, source_fd: int, target: str, target_fd: int) -> None
         # EINVAL: a file system without the flag; ENOSYS: a kernel without the call.
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
-        os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        # Else a link would become a second name of what it leads to.
+        os.link(
+            source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False
+        )
         os.unlink(source, dir_fd=source_fd)
 
 

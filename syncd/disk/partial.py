@@ -37,7 +37,15 @@ from typing import TYPE_CHECKING, Self
 
 import blake3
 
-from syncd.disk.beneath import exchange, explain, open_directory, rename_new, reserve
+from syncd.disk.beneath import (
+    exchange,
+    explain,
+    open_directory,
+    open_parent,
+    open_private,
+    rename_new,
+    reserve,
+)
 from syncd.disk.blocks import Blocks, open_notes
 from syncd.disk.paths import MAX_COMPONENT, PRIVATE
 from syncd.errors import TransferError
@@ -155,14 +163,12 @@ class PartialFile:
         self._key = key
         self._size = size
         self._gone = False
-        with _explained("the file cannot be received"), _private(root) as directory:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        if not self._is_resumable:
+            flags |= os.O_EXCL
+        with _explained("the file cannot be received"), open_private(root) as directory:
             self._forget_other_versions(directory)
-            self.fd = os.open(
-                key,
-                os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
-                0o600,
-                dir_fd=directory,
-            )
+            self.fd = os.open(key, flags, 0o600, dir_fd=directory)
             self.blocks = self._new_blocks()
             try:
                 self.offset = self.blocks.claim(_usable_length(self.fd, size))
@@ -216,9 +222,13 @@ class PartialFile:
     def close(self) -> None:
         """Let go of the file; what has arrived stays, and proved, for the next attempt."""
         if self.fd >= 0:
-            self.blocks.close()
-            os.close(self.fd)
-            self.fd = -1
+            try:
+                self.blocks.close()
+            finally:
+                fd, self.fd = self.fd, -1
+                # What NFS says here is too late: what counts was synced by `seal`.
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
     def discard(self) -> None:
         """Delete what has arrived: it is of no use to anybody."""
@@ -227,7 +237,7 @@ class PartialFile:
             self.blocks.forget()
             with (
                 _explained("the partial file cannot be deleted"),
-                _private(self.root) as private,
+                open_private(self.root) as private,
             ):
                 _unlink(self._key, private)
                 _unlink(self._key + _NOTES, private)
@@ -243,7 +253,10 @@ class PartialFile:
           TransferError: The disk refuses.
         """
         bad = self._key.removesuffix(_PART) + _BAD
-        with _explained("the damaged file cannot be put aside"), _private(self.root) as private:
+        with (
+            _explained("the damaged file cannot be put aside"),
+            open_private(self.root) as private,
+        ):
             os.rename(self._key, bad, src_dir_fd=private, dst_dir_fd=private)
             self._gone = True
             self.blocks.forget()
@@ -290,18 +303,18 @@ class PartialFile:
         """
         with (
             _explained("the file cannot be stored"),
-            open_directory(self.root, components[:-1], create=True) as directory,
+            open_parent(self.root, components, create=True) as (directory, name),
         ):
-            existing = _look(components[-1], directory)
+            existing = _look(name, directory)
             if existing is None:
                 return Place(Action.NEW, components)
             same_size = digest is not None and existing.size == self._size
-            if same_size and _digest(components[-1], directory) == digest:
+            if same_size and _digest(name, directory, self._size) == digest:
                 return Place(Action.SAME, components, existing)
             if known is not None and existing == known:
                 return Place(Action.REPLACE, components, existing)
-            name = _conflict_name(components[-1], who, directory)
-            return Place(Action.CONFLICT, (*components[:-1], name), existing)
+            aside = _conflict_name(name, who, directory)
+            return Place(Action.CONFLICT, (*components[:-1], aside), existing)
 
     def publish(self, place: Place) -> None:
         """Give the file its final name, durably, without ever losing what stood there.
@@ -312,10 +325,9 @@ class PartialFile:
         """
         try:
             with (
-                _private(self.root) as private,
-                open_directory(self.root, place.components[:-1], create=True) as directory,
+                open_private(self.root) as private,
+                open_parent(self.root, place.components, create=True) as (directory, name),
             ):
-                name = place.components[-1]
                 if place.action is Action.REPLACE:
                     self._replace(place, private, directory)
                 else:
@@ -370,12 +382,20 @@ class PartialFile:
             # Deleted meanwhile: then it is a new file.
             rename_new(swap, private, name, directory)
 
+    @property
+    def _is_resumable(self) -> bool:
+        return "-" in self._key
+
     def _new_blocks(self) -> Blocks:
-        return Blocks(self.fd, self._size, self._open_notes if "-" in self._key else None)
+        return Blocks(self.fd, self._size, self._open_notes if self._is_resumable else None)
 
     def _open_notes(self, create: bool) -> int:
-        with _private(self.root) as private:
-            return open_notes(self._key + _NOTES, private, create=create)
+        try:
+            with open_private(self.root) as private:
+                return open_notes(self._key + _NOTES, private, create=create)
+        except TransferError as error:
+            # To do without notes is all that a disk may cost; this one is no worse.
+            raise OSError(errno.EPERM, str(error)) from error
 
     def _forget_other_versions(self, directory: int) -> None:
         who, dash, _ = self._key.partition("-")
@@ -445,7 +465,7 @@ def clean(root: Path, now: float) -> list[str]:
         open_directory(root, ()) as folder,
     ):
         try:
-            with open_directory(root, (PRIVATE,)) as private:
+            with open_private(root, create=False) as private:
                 return _clean(private, folder, now)
         except FileNotFoundError:
             return []
@@ -558,8 +578,8 @@ def _usable_length(fd: int, size: int) -> int:
 def identity_of(root: Path, components: Sequence[str]) -> Identity | None:
     """Look at a regular file below a folder; None if there is none."""
     try:
-        with open_directory(root, components[:-1]) as directory:
-            return _look(components[-1], directory)
+        with open_parent(root, components) as (directory, name):
+            return _look(name, directory)
     except OSError:
         return None
 
@@ -575,12 +595,14 @@ def _look(name: str, directory: int) -> Identity | None:
     return Identity(-1, -1, status.st_ino)
 
 
-def _digest(name: str, directory: int) -> bytes:
+def _digest(name: str, directory: int, size: int) -> bytes:
+    """Hash an existing file; one that grows all the time no further than this."""
     hasher = blake3.blake3()
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with open(os.open(name, flags, dir_fd=directory), "rb", buffering=0) as file:  # noqa: PTH123 - by descriptor
-        while chunk := file.read(_CHUNK):
+        while size >= 0 and (chunk := file.read(_CHUNK)):
             hasher.update(chunk)
+            size -= len(chunk)
     return hasher.digest()
 
 
@@ -602,14 +624,6 @@ def _conflict_name(name: str, who: str, directory: int) -> str:
 
 def _cut(text: str, size: int) -> str:
     return os.fsencode(text)[:size].decode(errors="ignore")
-
-
-@contextlib.contextmanager
-def _private(root: Path) -> Iterator[int]:
-    with open_directory(root, ()) as folder, contextlib.suppress(FileExistsError):
-        os.mkdir(PRIVATE, 0o700, dir_fd=folder)
-    with open_directory(root, (PRIVATE,)) as directory:
-        yield directory
 
 
 @contextlib.contextmanager

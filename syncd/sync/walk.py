@@ -15,15 +15,14 @@ import stat
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
-from syncd.errors import NotFoundError, SyncdError
+from syncd.disk.beneath import open_directory
+from syncd.disk.paths import PRIVATE
+from syncd.errors import DeclinedError, NotFoundError, SyncdError
 from syncd.sync.settle import Look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-# Our own directory at the root of each folder; transfer keeps partial files there.
-PRIVATE = ".syncd"
 
 # Names that programs use for what is not the file yet, or never will be. Not 4913, by which
 # vim probes a directory: it is gone before it has rested, and a person's 4913 is a file.
@@ -69,7 +68,7 @@ def walk(
     while directories:
         directory = directories.pop()
         try:
-            with os.scandir(root / directory) as entries:
+            with open_directory(root, _steps(directory)) as fd, os.scandir(fd) as entries:
                 for entry in entries:
                     path = f"{directory}/{entry.name}" if directory else entry.name
                     if is_ignored(path):
@@ -88,7 +87,7 @@ def walk(
                     if len(batch) >= BATCH:
                         yield batch
                         batch = []
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, DeclinedError):
             if not directory:
                 raise
         except OSError as error:
@@ -97,6 +96,10 @@ def walk(
             _note(skipped, directory, error.strerror or str(error))
     if batch:
         yield batch
+
+
+def _steps(directory: str) -> list[str]:
+    return directory.split("/") if directory else []
 
 
 def count_files(root: Path) -> int:
@@ -133,25 +136,49 @@ def look_at(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, 
       What is there (None: no file that could be sent), and whether it is known to be whole.
     """
     looks: dict[str, tuple[Look | None, bool]] = {}
-    for path, renamed in paths.items():
-        if unsendable(path):
-            continue
-        try:
-            status = os.lstat(root / path)
-        except OSError:
-            looks[path] = (None, False)
-            continue
-        look = Look.of(status)
-        if not stat.S_ISREG(status.st_mode) or not _is_dated(look):
-            # A directory is walked, everything else is nobody's; the file that may have been
-            # here before is gone.
-            looks[path] = (None, False)
-            continue
-        # A write sets both times alike, a rename only the second. So this file has not been
-        # written since it got its name; if nobody can write to it now either, it is whole.
-        unwritten = look.ctime_ns != look.mtime_ns and renamed
-        looks[path] = (look, unwritten and _nobody_writes(root / path))
+    with _places(root) as place_of:
+        for path, renamed in paths.items():
+            if unsendable(path):
+                continue
+            try:
+                directory, name = place_of(path)
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except (OSError, DeclinedError):
+                looks[path] = (None, False)
+                continue
+            look = Look.of(status)
+            if not stat.S_ISREG(status.st_mode) or not _is_dated(look):
+                # A directory is walked, everything else is nobody's; the file that may have
+                # been here before is gone.
+                looks[path] = (None, False)
+                continue
+            # A write sets both times alike, a rename only the second. So this file has not been
+            # written since it got its name; if nobody can write to it now either, it is whole.
+            unwritten = look.ctime_ns != look.mtime_ns and renamed
+            looks[path] = (look, unwritten and _nobody_writes(name, directory))
     return looks
+
+
+@contextlib.contextmanager
+def _places(root: Path) -> Iterator[Callable[[str], tuple[int, str]]]:
+    """Yield what tells the descriptor of a path's directory, and the name there.
+
+    The last directory stays open: paths that are looked at together mostly lie together.
+    """
+    with contextlib.ExitStack() as opened:
+        last, fd = "", -1
+
+        def place_of(path: str) -> tuple[int, str]:
+            nonlocal last, fd
+            directory, _, name = path.rpartition("/")
+            if fd < 0 or directory != last:
+                opened.close()
+                fd = -1
+                fd = opened.enter_context(open_directory(root, _steps(directory)))
+                last = directory
+            return fd, name
+
+        yield place_of
 
 
 def explain(error: OSError, root: Path) -> tuple[str, str]:
@@ -225,27 +252,31 @@ def _explain_outside(path: Path, error: OSError) -> SyncdError:
 def missing(root: Path, paths: list[str]) -> list[str]:
     """Those that are no regular files; one that cannot be looked at now may well be."""
     gone = []
-    for path in paths:
-        try:
-            is_file = stat.S_ISREG(os.lstat(root / path).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            is_file = False
-        except OSError:
-            continue
-        if not is_file:
-            gone.append(path)
+    with _places(root) as place_of:
+        for path in paths:
+            try:
+                directory, name = place_of(path)
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                is_file = stat.S_ISREG(status.st_mode)
+            except (FileNotFoundError, NotADirectoryError, DeclinedError):
+                is_file = False
+            except OSError:
+                continue
+            if not is_file:
+                gone.append(path)
     return gone
 
 
-def _nobody_writes(path: Path) -> bool:
+def _nobody_writes(name: str, directory: int) -> bool:
     """Whether no process has the file open for writing, as far as the kernel tells us.
 
     A read lease (fcntl(2), F_SETLEASE) is granted only then. It needs a file of our own on a
     local file system; where it is refused for such reasons, the file rests like any other.
     Who opens the file for writing in the moment between waits until the lease is given back.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(name, flags, dir_fd=directory)
     except OSError:
         return False
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -36,6 +36,22 @@ OVERLAP = 65_536  # bytes
 MAX_ASKED = 4  # requests about one transfer that wait for its task
 
 
+class Allowance(Protocol):
+    """What one bare JID may take of us."""
+
+    def admit(self) -> None:
+        """Count an offer; raises a `StanzaError` if there were too many."""
+
+    def check(self, size: int) -> None:
+        """See that a file may have so many bytes; raises a `StanzaError` if not."""
+
+    def reserve(self, wanted: int, *, known: bool) -> int:
+        """Set bytes aside, fewer if it is not known that there are so many; may raise."""
+
+    def settle(self, granted: int, came: int) -> None:
+        """Give back what was set aside, and count what came of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inbox:
     """Where a peer's files go.
@@ -43,10 +59,12 @@ class Inbox:
     Attributes:
       root: The folder on disk.
       folder: Its id; empty for the inbox of ordinary clients.
+      portable: Names that another system could not hold, or tell apart, are declined.
     """
 
     root: Path
     folder: str
+    portable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +93,24 @@ class Arriving:
       inbox: Where.
       path: Below the folder.
       known: What the journal shall know of it from now on.
+      source_path: Where the sender wanted it, if it is kept beside another file there.
     """
 
     inbox: Inbox
+    path: str
+    known: Known
+    source_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """A version that came before, and still lies where it was put.
+
+    Attributes:
+      path: Below the folder.
+      known: What the journal knows of it.
+    """
+
     path: str
     known: Known
 
@@ -170,10 +203,13 @@ class Incoming:
       partial: What has arrived, or None if nothing is to come.
       present: The journal knows the file to be there already.
       sealed: The sender's signed half of the seal; None for plain bytes.
+      held: Which version of ours the sender had when it made this offer: where that still
+        stands, its own takes the place.
 
     Attributes:
       size: Of the whole file, bytes; None if the sender does not know.
       start: Where the sender is asked to begin, bytes.
+      granted: How many bytes may come from there.
       progress: How far it is.
       opening: Asks for a SOCKS5 bytestream wait here.
       finishing: Questions for the receipt wait here.
@@ -190,8 +226,9 @@ class Incoming:
         inbox: Inbox,
         components: tuple[str, ...],
         partial: PartialFile | None,
-        present: Known | None,
+        present: Present | None,
         sealed: handshake.Offer | None = None,
+        held: Identity | None = None,
     ) -> None:
         self.sender = sender
         self.offer = offer
@@ -201,10 +238,12 @@ class Incoming:
         self.present = present
         self.size = offer.size
         self.start = _start(offer, partial)
+        self.granted = 0
         self.progress = pump.Progress(partial.offset if partial else offer.size or 0)
         self.opening = Mailbox()
         self.finishing = Mailbox()
         self.sealed = sealed
+        self.held = held
         self.seal: Seal | None = None
         self.listening = trio.Event()
         self.scope = trio.CancelScope()

@@ -5,19 +5,30 @@ Offer, answer, bytes, finish and receipt each carry their part; see ``docs/seali
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from syncd.errors import DeclinedError, RemoteProtocolError, TransferError
 from syncd.transfer import si
 from syncd.trust import handshake, receipt
 from syncd.trust.handshake import Terms
 from syncd.trust.kem import Ephemeral, supported
 from syncd.trust.pins import Policy, Shown, Standing, decide, is_sealed_offer
-from syncd.trust.seal import Opener, Sealer, header_size, sealed_length
+from syncd.trust.seal import (
+    MAX_SEGMENTS,
+    SEGMENT,
+    Opener,
+    Sealer,
+    header_size,
+    sealed_length,
+)
 from syncd.trust.signing import read_base64, write_base64
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
+
+    import trio
 
     from syncd.trust.pins import Pin
     from syncd.trust.signing import Identity
@@ -27,18 +38,21 @@ if TYPE_CHECKING:
 SIGNATURE = 64  # bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seal:
     """What both ends of one transfer have agreed on, and signed.
 
     Attributes:
       answer: Ends the handshake.
-      identity: Ours.
-      ephemeral: The receiver's half of this transfer's key; None at the sender's.
+      identity: Ours, as the other end was shown it.
+      peer_key: The public key that the other end has shown.
+      ephemeral: The receiver's half of this transfer's key, until the opener has it; None at
+        the sender's.
     """
 
     answer: handshake.Answer
     identity: Identity
+    peer_key: bytes
     ephemeral: Ephemeral | None = None
 
     @property
@@ -51,9 +65,13 @@ class Seal:
         return Sealer(self.answer, self.identity)
 
     def opener(self) -> Opener:
-        """What they go through at the receiver's."""
-        assert self.ephemeral is not None
-        return Opener(self.answer, self.ephemeral)
+        """What they go through at the receiver's; there is one.
+
+        It forgets the ephemeral key with the header, and so nobody else may keep it.
+        """
+        ephemeral, self.ephemeral = self.ephemeral, None
+        assert ephemeral is not None
+        return Opener(self.answer, ephemeral)
 
     def sign(self, said: receipt.Said, digest: bytes) -> bytes:
         """Sign how it ended, with the BLAKE3 of the whole file."""
@@ -82,8 +100,9 @@ class Seals:
       identity: Ours.
       policy: The user's.
       read_pin: What is stored of a bare JID, or None.
-      write_pin: Stores it durably.
-      changed: Told who shows another key than the stored one, and which.
+      write_pin: Stores the second durably, if what is stored is still the first; says
+        whether it is.
+      shown: Told which key a peer has proved, when one is stored of it already.
     """
 
     def __init__(
@@ -92,19 +111,57 @@ class Seals:
         policy: Policy,
         *,
         read_pin: Callable[[JID], Awaitable[Pin | None]],
-        write_pin: Callable[[JID, Pin], Awaitable[None]],
-        changed: Callable[[JID, bytes], None] = _nobody_hears,
+        write_pin: Callable[[JID, Pin | None, Pin], Awaitable[bool]],
+        shown: Callable[[JID, bytes], None] = _nobody_hears,
     ) -> None:
         self._identity = identity
         self._policy = policy
         self._read_pin = read_pin
         self._write_pin = write_pin
-        self._changed = changed
+        self._shown = shown
+        self._running: dict[trio.CancelScope, JID] = {}
 
     @property
     def can_seal(self) -> bool:
         """Whether peers may expect it of us."""
         return self._policy is not Policy.OFF
+
+    def replace_identity(self, identity: Identity) -> None:
+        """Show this one from now on; what runs ends under the one that it has shown."""
+        self._identity = identity
+
+    # --- While a transfer runs
+
+    @contextmanager
+    def ending(self, peer: JID, scope: trio.CancelScope) -> Iterator[None]:
+        """Have a transfer cancelled if a person decides against its peer meanwhile."""
+        self._running[scope] = peer.bare
+        try:
+            yield
+        finally:
+            del self._running[scope]
+
+    def end(self, peer: JID) -> None:
+        """A person has decided against a bare JID: end what runs with it."""
+        for scope, other in self._running.items():
+            if other == peer:
+                scope.cancel()
+
+    async def check_still(self, peer: JID, seal: Seal | None) -> None:
+        """See that nothing was decided against a peer since its transfer began.
+
+        Args:
+          peer: Its JID.
+          seal: The transfer's; None if it is plain.
+
+        Raises:
+          TransferError: The peer is blocked, or its key is another one, or none, by now.
+        """
+        pin = await self._read_pin(peer.bare)
+        if pin is not None and pin.blocked:
+            raise DeclinedError(f"{peer.bare} is blocked")
+        if seal is not None and (pin is None or pin.key != seal.peer_key):
+            raise TransferError(f"the key of {peer.bare} was forgotten meanwhile, or replaced")
 
     # --- At the sender's
 
@@ -139,10 +196,13 @@ class Seals:
         if offered is None or answer.seal is None:
             await self._decide(target, None)
             return None
+        identity = self._identity
+        if offered.identity != identity.public:
+            raise TransferError("our own key was replaced meanwhile; the file is offered again")
         agreed = handshake.Answer.read(answer.seal, offered, answer.offset)
         shown = Shown(key=agreed.identity, successions=agreed.successions)
         await self._decide(target, shown)
-        return Seal(agreed, self._identity)
+        return Seal(agreed, identity, agreed.identity)
 
     # --- At the receiver's
 
@@ -164,6 +224,10 @@ class Seals:
             await self._decide(sender, None)
             return None
         offered = handshake.Offer.read(offer.seal, _terms(offer, sender, own))
+        if offer.sync is None or offer.size is None or offer.size > MAX_SEGMENTS * SEGMENT:
+            # Without them nothing would be signed at the end, and a part that arrived with an
+            # earlier transfer be checked against nothing.
+            raise RemoteProtocolError("only a file between two syncds can be sealed")
         await self._decide(sender, Shown(key=offered.identity, successions=offered.successions))
         return offered
 
@@ -176,15 +240,21 @@ class Seals:
         """
         ephemeral = Ephemeral.generate(offered.choose(supported()))
         agreed = handshake.Answer.make(offered, offset, self._identity, ephemeral)
-        return Seal(agreed, self._identity, ephemeral)
+        return Seal(agreed, self._identity, offered.identity, ephemeral)
 
     async def _decide(self, peer: JID, shown: Shown | None) -> None:
-        decision = decide(str(peer.bare), await self._read_pin(peer.bare), shown, self._policy)
-        if shown is not None and decision.standing is Standing.CHANGED:
-            self._changed(peer.bare, shown.key)
-        decision.check()
-        if decision.pin is not None:
-            await self._write_pin(peer.bare, decision.pin)
+        account, stored = peer.bare, False
+        while not stored:
+            pin = await self._read_pin(account)
+            decision = decide(str(account), pin, shown, self._policy)
+            if shown is not None and decision.standing in _COMPARED:
+                self._shown(account, shown.key)
+            decision.check()
+            # Another transfer, or a person, may have been faster: then it counts what they did.
+            stored = decision.pin is None or await self._write_pin(account, pin, decision.pin)
+
+
+_COMPARED = frozenset({Standing.SAME, Standing.CHANGED})
 
 
 def _terms(offer: si.Offer, sender: JID, receiver: JID) -> Terms:

@@ -137,12 +137,14 @@ class Finish:
       size: Length of the whole file, bytes.
       digest: BLAKE3 of the whole file, 32 bytes.
       signature: What makes a receipt the receiver's own; empty if nothing was sealed.
+      beside: Of a receipt: another file stands where this one was to go, and both are kept.
     """
 
     sid: str
     size: int
     digest: bytes
     signature: bytes = b""
+    beside: bool = False
 
 
 def make_offer(offer: Offer) -> Element:
@@ -214,6 +216,16 @@ def read_offer(si: Element) -> Offer:
         sync=_read_sync(si.find(SYNC)),
         seal=_read_seal(si),
     )
+
+
+def folder_of(si: Element) -> str:
+    """The id of the folder that an offer is for; empty if it names none.
+
+    All that must be known of an offer to tell whether its sender may make one: nothing else
+    of it has to be right for that.
+    """
+    sync = si.find(SYNC)
+    return "" if sync is None else sync.get("folder", "")[: MAX_FOLDER + 1]
 
 
 def _offered_methods(si: Element) -> tuple[str, ...]:
@@ -353,10 +365,14 @@ def read_receipt(element: Element | None) -> Finish:
 def _make_digest(tag: str, finish: Finish) -> Element:
     blake3 = base64.b64encode(finish.digest).decode()
     signature = base64.b64encode(finish.signature).decode() or None
-    return make(
-        tag,
-        {"sid": finish.sid, "size": finish.size, "blake3": blake3, "signature": signature},
-    )
+    attributes: dict[str, str | int | None] = {
+        "sid": finish.sid,
+        "size": finish.size,
+        "blake3": blake3,
+        "signature": signature,
+        "beside": "true" if finish.beside else None,
+    }
+    return make(tag, attributes)
 
 
 def _read_digest(element: Element) -> Finish | None:
@@ -371,7 +387,13 @@ def _read_digest(element: Element) -> Finish | None:
         return None
     if size is None or len(digest) != 32 or not 0 < len(sid) <= MAX_SID:
         return None
-    return Finish(sid=sid, size=size, digest=digest, signature=signature)
+    return Finish(
+        sid=sid,
+        size=size,
+        digest=digest,
+        signature=signature,
+        beside=element.get("beside") == "true",
+    )
 
 
 def choose_method(offer: Offer, ours: Sequence[str]) -> str:

@@ -102,6 +102,7 @@ async def _connect(
     address = query.dstaddr or s5b.dstaddr(query.sid, sender, own)
     aliases = () if query.dstaddr else s5b.dstaddr_aliases(query.sid, sender, own)
     used, stream = await connect_first(query.streamhosts, address, aliases)
+    # COMPAT(libpurple, gloox): the bytes may be on their way already; they wait in the socket.
     call.answer(s5b.make_used(query.sid, used.jid))
     return ("direct" if used.jid.bare == sender.bare else "proxy"), stream
 

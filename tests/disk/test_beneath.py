@@ -3,15 +3,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import subprocess
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from syncd.disk import beneath
-from syncd.errors import ChangedError, ErrorType, TransferError
+from syncd.errors import ChangedError, DeclinedError, ErrorType, TransferError
+from tests.support.disk import small_disk
 from tests.support.peers import snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -31,6 +37,18 @@ def listed(fd: int) -> tuple[int, int]:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def bound(directory: Path, name: Path) -> Iterator[None]:
+    """Give a directory a second name; skips the test if that cannot be."""
+    mount = ["mount", "--bind", str(directory), str(name)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("SECOND NAMES NOT TESTED: that needs root, and a mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(name)], check=True)
 
 
 # Directories
@@ -118,6 +136,175 @@ def test_directory_that_is_swapped_for_a_link_all_the_time_never_leads_outside(
     assert made > 0
 
 
+@pytest.mark.parametrize("step", ["", ".", "..", "../outside", "a/b", "/", "/etc"])
+def test_what_is_more_or_less_than_one_step_is_refused(root: Path, step: str) -> None:
+    """Whatever a name has come through before."""
+    for components in ((step,), (step, "x"), ("a", step), ("a", step, "x")):
+        with pytest.raises(OSError, match="this is no name of a file"):
+            beneath.open_directory(root, components, create=True).__enter__()
+        with pytest.raises(OSError, match="this is no name of a file"):
+            beneath.open_parent(root, components, create=True).__enter__()
+        with pytest.raises(TransferError, match="this is no name of a file"):
+            beneath.open_source(root, components)
+    assert sorted(path.name for path in root.parent.rglob("*")) == [
+        "a", "b", "canary", "folder", "outside",
+    ]  # fmt: skip
+
+
+def test_what_is_mounted_inside_is_not_the_folders(root: Path) -> None:
+    with small_disk(root / "a"):
+        (root / "a" / "file").write_bytes(b"x")
+        with (
+            pytest.raises(OSError, match="another file system is mounted here"),
+            beneath.open_directory(root, ("a", "b"), create=True),
+        ):
+            pass
+        with pytest.raises(TransferError, match="another file system is mounted") as caught:
+            beneath.open_source(root, ("a", "file"))
+        assert "a folder of its own" in caught.value.hint
+        assert not (root / "a" / "b").exists()
+
+
+def test_folder_that_is_mounted_itself_is_a_folder_like_any_other(root: Path) -> None:
+    with small_disk(root), beneath.open_private(root) as fd:
+        assert listed(fd)[1] == (root / ".syncd").stat().st_ino
+
+
+def test_private_directory_is_known_by_any_name(root: Path) -> None:
+    """As where case does not count, which a second name of the directory stands for here."""
+    with beneath.open_private(root):
+        (root / ".SYNCD").mkdir()
+    with bound(root / ".syncd", root / ".SYNCD"):
+        before = snapshot(root)
+        for components in ((".SYNCD", "x.part"), (".SYNCD", "d", "x")):
+            with pytest.raises(DeclinedError, match="syncd's own directory"):
+                beneath.open_parent(root, components, create=True).__enter__()
+        assert snapshot(root) == before
+
+
+# The private directory
+
+
+def test_private_directory_is_made_for_ourselves(root: Path) -> None:
+    with beneath.open_private(root) as fd:
+        status = os.fstat(fd)
+    assert (status.st_mode & 0o777, status.st_uid) == (0o700, os.geteuid())
+    with beneath.open_private(root, create=False) as fd:
+        assert os.fstat(fd).st_ino == status.st_ino
+
+
+def test_private_directory_is_made_only_when_asked_for(root: Path) -> None:
+    with pytest.raises(FileNotFoundError), beneath.open_private(root, create=False):
+        pass
+    assert not (root / ".syncd").exists()
+
+
+def linked(private: Path) -> None:
+    private.symlink_to(private.parent / "a")
+
+
+def dangling(private: Path) -> None:
+    private.symlink_to("nowhere")
+
+
+def a_file(private: Path) -> None:
+    private.touch()
+
+
+def given_away(private: Path) -> None:
+    private.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory to somebody else")
+    os.chown(private, 12_345, -1)
+
+
+def open_to_a_group(private: Path) -> None:
+    private.mkdir()
+    private.chmod(0o770)
+
+
+def open_to_all(private: Path) -> None:
+    private.mkdir()
+    private.chmod(0o702)
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (linked, "is a link or a file, not syncd's own directory"),
+        (dangling, "is a link or a file, not syncd's own directory"),
+        (a_file, "is a link or a file, not syncd's own directory"),
+        (given_away, r"belongs to another user \(uid 12345\)"),
+        (open_to_a_group, "others may write to"),
+        (open_to_all, "others may write to"),
+    ],
+)
+def test_private_directory_that_is_not_ours_alone_is_refused_in_words(
+    root: Path, prepare: Callable[[Path], None], words: str, create: bool
+) -> None:
+    prepare(root / ".syncd")
+    before, files = snapshot(root), open_descriptors()
+    with pytest.raises(TransferError, match=words) as caught:
+        beneath.open_private(root, create=create).__enter__()
+    assert str(root / ".syncd") in str(caught.value)
+    assert caught.value.type == ErrorType.WAIT
+    assert caught.value.hint
+    assert (snapshot(root), open_descriptors()) == (before, files)
+
+
+def test_private_directory_on_another_file_system_is_refused_in_words(root: Path) -> None:
+    """From there no file could get its name in one step."""
+    (root / ".syncd").mkdir(mode=0o700)
+    with small_disk(root / ".syncd"):
+        (root / ".syncd").chmod(0o700)
+        with pytest.raises(TransferError, match="another file system than its folder"):
+            beneath.open_private(root).__enter__()
+
+
+# Names that other systems take for one
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "README",
+        "Readme",
+        "e\u0301",
+        "\u00c9",
+        "DIR/new",
+        "dir/FILE",
+        "dir/sub/X/deep",
+        "dir/Sub/n",
+    ],
+)
+def test_twin_of_what_is_there_is_refused_in_words(root: Path, path: str) -> None:
+    (root / "readme").touch()
+    (root / "\u00e9").touch()
+    (root / "dir" / "sub" / "x").mkdir(parents=True)
+    (root / "dir" / "file").touch()
+    with pytest.raises(DeclinedError, match="is the same name on many systems"):
+        beneath.check_twins(root, path.split("/"))
+
+
+@pytest.mark.parametrize(
+    "path", ["readme", "a", "a/b", "a/b/c/d", "new", "new/A", "dir/Other", "A\u0308", "b/x"]
+)
+def test_what_has_no_twin_may_come(root: Path, path: str) -> None:
+    """Also what had one before; that cannot be changed any more."""
+    for name in ("readme", "README", "dir", "DIR"):
+        (root / name).touch()
+    (root / "dir").unlink()
+    (root / "dir").mkdir()
+    beneath.check_twins(root, path.split("/"))
+
+
+def test_twins_are_not_looked_for_behind_links(root: Path) -> None:
+    (root / "link").symlink_to(root.parent / "outside")
+    with pytest.raises(TransferError, match="a file or link stands where a directory is"):
+        beneath.check_twins(root, ("link", "CANARY"))
+
+
 # Sources
 
 
@@ -203,6 +390,18 @@ def test_renaming_moves_the_file_itself(root: Path, here: int) -> None:
         beneath.rename_new("new", here, "free", directory)
     assert not (root / "new").exists()
     assert (root / "a" / "free").stat().st_ino == inode
+    os.close(here)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_link_is_moved_as_a_link(root: Path, here: int) -> None:
+    """And never becomes a second name of what it leads to."""
+    canary = root.parent / "outside" / "canary"
+    (root / "link").symlink_to(canary)
+    beneath.rename_new("link", here, "free", here)
+    assert (root / "free").is_symlink()
+    assert not (root / "link").is_symlink()
+    assert canary.stat().st_nlink == 1
     os.close(here)
 
 

@@ -167,11 +167,13 @@ def test_proof_that_is_stopped_cuts_nothing(root: Path) -> None:
         assert file.prove() == 5 * len(PIECE)
 
 
-def test_file_that_nobody_resumes_has_nothing_to_go_on_from(root: Path) -> None:
+def test_file_that_nobody_resumes_is_gone_on_with_by_nobody(root: Path) -> None:
+    """It has a random name, so what stands there is not ours."""
     begun(root, PIECE * 3, key="0123.part").close()
     assert private(root) == ["0123.part"]
-    with closing(PartialFile(root, "0123.part", BIG)) as file:
-        assert (file.offset, file.prove()) == (0, 0)
+    with pytest.raises(TransferError):
+        PartialFile(root, "0123.part", BIG)
+    assert (root / ".syncd" / "0123.part").read_bytes() == PIECE * 3
 
 
 def test_notes_go_with_their_file(root: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _CLIMBING = (
     "..",
@@ -121,3 +125,99 @@ HARMLESS = (
     "é" * 127,
     "/".join(["d"] * 64),
 )
+
+# How a dot, and what separates directories, has been written to get past a check that looks
+# before the last decoding, or that takes for equal what only looks alike.
+_DOTS = (
+    ".",
+    "%2e",
+    "%252E",
+    "%u002e",
+    "%c0%ae",  # overlong UTF-8
+    "\xc0\xae",  # read as Latin-1
+    "&#46;",
+    "&#x2e;",
+    "+AC4-",  # UTF-7
+    "=2E",  # quoted-printable
+    "\\56",
+    "\\u002e",
+    "\uff0e",  # fullwidth
+    "\u2024",  # one dot leader
+    "\u0701",  # Syriac
+    ".\u200b",  # zero width space
+    ".\0",
+    ".\u202e",  # bidi
+    ".\x7f",
+    ".\u0301",  # combining
+)
+_SEPARATORS = (
+    "/",
+    "\\",
+    "//",
+    "/./",
+    "\\/",
+    "%2f",
+    "%5C",
+    "%252f",
+    "%c0%af",
+    "%e0%80%af",
+    "\xc0\xaf",
+    "&#47;",
+    "&sol;",
+    "+AC8-",
+    "\uff0f",
+    "\u2215",
+    "\u29f8",
+    "\u2044",
+    "\uff3c",
+    "\0/",
+    ";/",
+    ":",
+    "/\u202e",
+    "\n/",
+)
+_FORMS = (
+    "{up}{up}canary",
+    "a{sep}{up}{up}{up}canary",
+    "{sep}canary",
+    "outside{sep}{up}.syncd{sep}canary",
+    "{dot}{dot}",
+    "{dot}syncd{sep}canary",
+)
+_DEVICES = (
+    "CON", "PRN", "AUX", "NUL", "COM1", "LPT9", "COM\u00b2", "CONIN$", "CLOCK$",
+)  # fmt: skip
+_SPELT = (".SYNCD", ".Syncd", ".\u017fyncd", ".syncd ", ".syncd.", "SYNCD~1", ".syncd::$DATA")
+_ENDS = ("", ".", " ", ".txt", ":stream", "::$DATA", "/canary", "\\canary")
+
+
+def corpus() -> tuple[str, ...]:
+    """More than 2,000 names, each of which has got somewhere once, or is a relative of such."""
+    climbing = (
+        form.format(dot=dot, sep=separator, up=dot + dot + separator)
+        for form, dot, separator in product(_FORMS, _DOTS, _SEPARATORS)
+    )
+    elsewhere = map("".join, product((*_DEVICES, *_SPELT), _ENDS))
+    found = tuple(dict.fromkeys(chain(REFUSED, HARMLESS, climbing, elsewhere)))
+    assert len(found) > LEAST
+    return found
+
+
+LEAST = 2_000  # names
+
+
+def tree_state(directory: Path) -> dict[str, tuple[object, ...]]:
+    """All that can be seen of a tree without changing it: content, modes, owners, times."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in (directory, *sorted(directory.rglob("*"))):
+        status = path.lstat()
+        content: object = None
+        if path.is_symlink():
+            content = str(path.readlink())
+        elif path.is_file():
+            content = path.read_bytes()
+        found[str(path)] = (
+            content, status.st_ino, status.st_mode, status.st_uid, status.st_gid,
+            status.st_nlink, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+        )  # fmt: skip
+    return found

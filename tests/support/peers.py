@@ -36,12 +36,13 @@ from syncd.bytestreams.sockets import Listener, open_listener
 from syncd.disk import partial
 from syncd.errors import DeclinedError, OfflineError, StanzaError
 from syncd.transfer import si
-from syncd.transfer.incoming import Arriving, Inbox, Incoming, Known
+from syncd.transfer.incoming import Arriving, Inbox, Incoming, Known, Present
 from syncd.transfer.receiver import Receiver
 from syncd.transfer.sealing import Seals
 from syncd.transfer.sender import Sender, Sent, Source, Target
 from syncd.trust.pins import Pin, Policy
 from syncd.trust.signing import Identity
+from syncd.wiring.allowances import Allowances
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_error_reply, make_iq, read_error, read_iq
 from syncd.xmpp.xml import NS_CLIENT, NS_STREAMS, StreamParser, serialise
@@ -367,6 +368,7 @@ class Relay:
         with contextlib.suppress(trio.BrokenResourceError):
             async for data in target:
                 await requester.send_all(data)
+            await requester.send_eof()
 
     async def _forth(self, requester: trio.SocketStream, target: trio.SocketStream) -> None:
         position = -self.GREETING
@@ -417,12 +419,15 @@ class Peers:
       folder: Bob's, id `FOLDER`.
       inbox: Bob's, for plain clients.
       journal: What Bob knows of files that came, under folder id and path.
+      held: Which versions in Bob's folder his journal knows Alice to have had, by path.
       arrived: Everything that Bob's journal was told, in order.
       incoming: Every transfer that Bob accepted, in order.
       sending: The progress of every transfer that Alice began, in order.
       online: What both ends know of themselves.
+      allowances: What Bob lets others send.
       pins: What each end has stored of the other's keys, by whose and about whom.
       seals: What each end decides by; empty if nothing is sealed.
+      portable: Whether Bob takes only names that every system can hold and tell apart.
       on_arriving: Run when Bob's journal is told of a file, right before it gets its name.
     """
 
@@ -444,10 +449,13 @@ class Peers:
         self.listener = listener
         self.relay = Relay(listener)
         self.journal: dict[tuple[str, str], Known] = {}
+        self.held: dict[str, partial.Identity] = {}
         self.arrived: list[Arriving] = []
         self.incoming: list[Incoming] = []
         self.sending: list[Progress] = []
         self.online = True
+        self.portable = False
+        self.allowances = Allowances(trio.current_time, {})
         self.on_arriving: Callable[[Arriving], Awaitable[None]] = _nothing
         self.pins: dict[tuple[JID, JID], Pin] = {}
         self.seals: dict[JID, Seals] = {}
@@ -465,9 +473,12 @@ class Peers:
             await trio.lowlevel.checkpoint()
             return self.pins.get((own, peer))
 
-        async def write(peer: JID, pin: Pin) -> None:
+        async def write(peer: JID, old: Pin | None, new: Pin) -> bool:
             await trio.lowlevel.checkpoint()
-            self.pins[own, peer] = pin
+            if self.pins.get((own, peer)) != old:
+                return False
+            self.pins[own, peer] = new
+            return True
 
         return Seals(identity or Identity.generate(), policy, read_pin=read, write_pin=write)
 
@@ -522,6 +533,9 @@ class Peers:
             watch=self._watch_incoming,
             inband=inband,
             seals=self.seals.get(BOB.bare),
+            allowance=lambda peer: self.allowances.of(peer),
+            beside=self._beside,
+            held=self._held,
         )
         self.server.attach(
             BOB,
@@ -547,12 +561,26 @@ class Peers:
 
     def _inbox_for(self, sender: JID, folder: str) -> Inbox:
         if sender == ALICE.bare and folder in ("", FOLDER):
-            return Inbox(root=self.folder if folder else self.inbox, folder=folder)
+            root = self.folder if folder else self.inbox
+            return Inbox(root=root, folder=folder, portable=self.portable)
         raise DeclinedError("not accepted from you here")
 
     async def _known(self, inbox: Inbox, path: str) -> Known | None:
         await trio.lowlevel.checkpoint()
         return self.journal.get((inbox.folder, path))
+
+    async def _beside(self, inbox: Inbox, path: str) -> list[Present]:
+        await trio.lowlevel.checkpoint()
+        told = {each.path: each for each in self.arrived if each.inbox == inbox}
+        return [
+            Present(path=each.path, known=each.known)
+            for each in told.values()
+            if each.source_path == path
+        ]
+
+    async def _held(self, inbox: Inbox, path: str, sender: JID) -> partial.Identity | None:
+        await trio.lowlevel.checkpoint()
+        return self.held.get(path) if inbox.folder and sender == ALICE.bare else None
 
     async def _arriving(self, arriving: Arriving) -> None:
         await trio.lowlevel.checkpoint()

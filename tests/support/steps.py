@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 
 class _CancelAt(trio.abc.Instrument):
@@ -24,19 +25,25 @@ class _CancelAt(trio.abc.Instrument):
             self._scope.cancel()
 
 
+@contextmanager
+def cancelling(scope: trio.CancelScope, step: int) -> Iterator[None]:
+    """Cancel a scope, that of other tasks, after so many steps of the scheduler."""
+    instrument = _CancelAt(scope, step)
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+
+
 async def cancelled_at(step: int, function: Callable[[], Awaitable[None]]) -> bool:
     """Run a function, and cancel it after so many steps of the scheduler.
 
     Returns:
       Whether it was cancelled; False means that it needs no more steps than that.
     """
-    with trio.CancelScope() as scope:
-        instrument = _CancelAt(scope, step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            await function()
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
+    with trio.CancelScope() as scope, cancelling(scope, step):
+        await function()
     return scope.cancelled_caught
 
 

@@ -273,6 +273,41 @@ async def test_a_file_that_comes_back_is_not_sent_again(journal: Journal) -> Non
     assert await owed(journal) == []
 
 
+async def test_what_a_peer_has_in_its_place_is_known(journal: Journal) -> None:
+    """By its bare JID: whoever offers a change of it may be another of its clients."""
+    await journal.owe([VERSION], [BOB, DAVE])
+    await journal.done(await only(journal), "delivered", DIGEST)
+    await journal.done(await only(journal, DAVE), "delivered", DIGEST, in_place=True)
+    peers = ("dave@example.org", BOB, "dave@example.orga", "dave")
+    held = [await journal.held("photos", VERSION.path, peer) for peer in peers]
+    assert held == [VERSION, None, None, None]
+
+
+async def test_what_is_kept_beside_a_newer_delivery_is_in_place_no_more(
+    journal: Journal,
+) -> None:
+    newer = replace(VERSION, mtime_ns=222)
+    for version, in_place in ((VERSION, True), (newer, False)):
+        await journal.owe([version], [BOB])
+        await journal.done(await only(journal), "delivered", DIGEST, in_place=in_place)
+    assert await journal.held("photos", VERSION.path, BOB) is None
+
+
+@pytest.mark.parametrize("seen", [False, True])
+async def test_what_was_kept_beside_a_file_is_found_by_that(
+    journal: Journal, seen: bool
+) -> None:
+    copy = named("a/1.conflict.raw")
+    arrival = replace(arrived(copy), source_path=VERSION.path)
+    await journal.arriving(arrival)
+    if seen:
+        await journal.owe([copy], [])
+    assert await journal.beside("photos", VERSION.path) == [arrival]
+    assert await journal.arrivals("photos", copy.path) == [arrival]
+    assert await journal.beside("photos", copy.path) == []
+    assert await journal.beside("music", VERSION.path) == []
+
+
 async def test_who_is_not_configured_any_more_is_owed_nothing(journal: Journal) -> None:
     await journal.owe([VERSION], [BOB, CAROL])
     await journal.owe([replace(VERSION, folder="music")], [BOB, CAROL])

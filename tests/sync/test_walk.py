@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from syncd.disk import paths
 from syncd.errors import NotFoundError, SyncdError
-from syncd.sync import walk as walk_module
 from syncd.sync.settle import Look
 from syncd.sync.walk import (
     BATCH,
@@ -407,8 +405,3 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
         [sys.executable, "-c", code, letter], capture_output=True, text=True, check=False
     )
     assert f"SyncdError: syncd may not read {letter}" in done.stderr
-
-
-def test_what_is_private_to_syncd_is_the_same_for_all_of_it() -> None:
-    """Partial files must never be sent; the layers know nothing of each other."""
-    assert paths.PRIVATE == walk_module.PRIVATE

@@ -23,9 +23,9 @@ from syncd.errors import (
 from syncd.transfer import datathread
 from syncd.transfer.datathread import CHUNK, StoppedError, Work
 from syncd.transfer.pump import Progress, receive, send
-from syncd.transfer.throttle import Bucket, Throttle
 from syncd.trust.kem import Kem
 from syncd.trust.seal import BATCH, SEGMENT, TAG, header_size, sealed_length
+from syncd.wiring.throttle import Bucket, Throttle
 from tests.support.sealing import MALLORY, agree, sealed
 from tests.support.tcp import connection, pattern, until
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -15,17 +16,18 @@ import trio.testing
 
 from syncd.bytestreams import ibb, s5b
 from syncd.disk import beneath
-from syncd.disk.partial import PartialFile, key_of
+from syncd.disk.partial import Identity, PartialFile, key_of
 from syncd.errors import (
     BytestreamError,
     DeclinedError,
     ErrorType,
     OfflineError,
     StanzaError,
+    SyncdError,
     TransferError,
 )
 from syncd.transfer import receiver, si, taking
-from syncd.transfer.sender import Sent, Target
+from syncd.transfer.sender import Sent, Source, Target
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_iq
 from syncd.xmpp.xml import is_writable, make
@@ -43,7 +45,7 @@ from tests.support.peers import (
     open_peers,
     snapshot,
 )
-from tests.support.steps import cancelled_at
+from tests.support.steps import cancelled_at, cancelling
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -298,6 +300,110 @@ async def test_file_that_came_before_the_restart_is_not_sent_again(tmp_path: Pat
         assert peers.server.tags().count(s5b.TAG) == 1
         assert peers.relay.passed == MIB
         assert len(peers.arrived) == 1
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_copy_that_is_kept_beside_comes_once(tmp_path: Path, sealed: bool) -> None:
+    """Its receipt was lost, and the receiver was restarted: the same offer finds the copy."""
+    data = content(MIB)
+    async with open_peers(tmp_path, sealed=sealed) as peers:
+        (peers.folder / "a").write_bytes(b"ours")
+        source = peers.write("a", data)
+        peers.server.inject(si.FINISH, *[Fault.LOSE_ANSWER] * 3)
+        with pytest.raises(OfflineError):
+            await peers.send(source)
+        await peers.restart_receiver()
+        expected = Sent(True, digest(data), sealed=sealed, beside=True)
+        assert await peers.send(source) == expected
+        assert offsets(peers) == [0, MIB]
+        assert sorted(peers.received().values()) == sorted([b"ours", data])
+
+
+@pytest.mark.parametrize("change", ["copy deleted", "copy edited", "ours deleted"])
+async def test_copy_that_is_gone_from_beside_comes_again(tmp_path: Path, change: str) -> None:
+    async with open_peers(tmp_path) as peers:
+        (peers.folder / "a").write_bytes(b"ours")
+        source = peers.write("a", b"content")
+        await peers.send(source)
+        [copy] = peers.folder.glob("a.conflict-*")
+        match change:
+            case "copy deleted":
+                copy.unlink()
+            case "copy edited":
+                copy.write_bytes(b"edit")
+            case _:
+                (peers.folder / "a").unlink()
+        sent = await peers.send(source)
+        assert offsets(peers) == [0, 0]
+        assert sent.beside == (change != "ours deleted")
+        if change == "ours deleted":
+            assert (peers.folder / "a").read_bytes() == b"content"
+
+
+async def test_other_content_than_the_copy_beside_is_found_out(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        (peers.folder / "a").write_bytes(b"ours")
+        await peers.send(peers.write("a", b"content"))
+        source = peers.write("a", b"CONTENT")
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        assert (await peers.send(source)).beside
+        assert {b"ours", b"CONTENT"} <= set(peers.received().values())
+
+
+# Editing at both ends
+
+
+def ours(peers: Peers, data: bytes, mtime_ns: int) -> Identity:
+    """Put a file of his own into Bob's folder."""
+    file = peers.folder / "a"
+    file.write_bytes(data)
+    os.utime(file, ns=(mtime_ns, mtime_ns))
+    return Identity.of(file.stat())
+
+
+async def test_edit_of_what_the_sender_had_from_us_takes_its_place(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        peers.held["a"] = ours(peers, b"ours", LONG_AGO - 1)
+        sent = await peers.send(peers.write("a", b"ours, edited"))
+        assert not sent.beside
+        assert peers.received() == {"a": b"ours, edited"}
+
+
+@pytest.mark.parametrize("reason", ["edited here too", "older than ours", "never had ours"])
+async def test_anything_else_is_kept_beside_ours(tmp_path: Path, reason: str) -> None:
+    async with open_peers(tmp_path) as peers:
+        held = ours(peers, b"ours", LONG_AGO + (reason == "older than ours"))
+        if reason != "never had ours":
+            peers.held["a"] = held
+        if reason == "edited here too":
+            ours(peers, b"other", LONG_AGO - 1)
+        here = (peers.folder / "a").read_bytes()
+        sent = await peers.send(peers.write("a", b"theirs"))
+        assert sent.beside
+        assert (peers.folder / "a").read_bytes() == here
+        assert sorted(peers.received().values()) == sorted([here, b"theirs"])
+
+
+async def test_what_the_sender_hears_of_too_late_is_no_reason_to_replace(
+    tmp_path: Path,
+) -> None:
+    """Ours reached it after its offer, so that the offered version is no edit of ours."""
+    async with open_peers(tmp_path) as peers:
+        held = ours(peers, b"ours", LONG_AGO - 1)
+        source = peers.write("a", content(MIB))
+        peers.relay.hold_at(1)
+        async with trio.open_nursery() as nursery:
+
+            async def hear() -> None:
+                await peers.relay.reached.wait()
+                peers.held["a"] = held
+                peers.relay.resume.set()
+
+            nursery.start_soon(hear)
+            assert (await peers.send(source)).beside
+        assert (peers.folder / "a").read_bytes() == b"ours"
 
 
 @pytest.mark.parametrize("change", ["edited", "deleted", "other sender"])
@@ -836,6 +942,63 @@ async def test_transfer_that_was_accepted_and_never_begun_is_let_go_as_well(
         assert conditions == ["item-not-found"] * 2
         assert open_files() == before
         assert [path.parent.parent for path in peers.partials()] == [peers.folder]
+
+
+@pytest.mark.parametrize(
+    ("way", "here"),
+    [
+        ("direct", "nothing"),
+        ("through the server", "nothing"),
+        ("through the server", "another file"),
+    ],
+)
+async def test_receiver_that_is_stopped_at_any_step_leaves_nothing_open(
+    tmp_path: Path, way: str, here: str
+) -> None:
+    """And whatever was done by then, the next one makes it whole, and does nothing twice."""
+    async with open_peers(tmp_path) as peers:
+        sender = peers.sender if way == "direct" else peers.make_sender(None)
+        before = open_files()
+        finished, step = False, 0
+        while not finished:
+            step += 1
+            source = peers.write(f"{step}", b"content")
+            if here != "nothing":
+                (peers.folder / source.path).write_bytes(b"ours")
+            target = Target(jid=BOB, is_syncd=True)
+
+            over = trio.Event()
+
+            async def send(
+                over: trio.Event = over, source: Source = source, target: Target = target
+            ) -> None:
+                with contextlib.suppress(SyncdError):
+                    await sender.send(source, target)
+                over.set()
+
+            async def stopped(over: trio.Event = over) -> None:
+                await peers._stopped.wait()
+                over.set()
+
+            async with trio.open_nursery() as nursery:
+                receiving = peers._receiving
+                with cancelling(receiving, step):
+                    nursery.start_soon(send)
+                    nursery.start_soon(stopped)
+                    await over.wait()
+                finished = not receiving.cancel_called
+                nursery.cancel_scope.cancel()
+            peers.server.break_stream()
+            await peers.server.idle()
+            await peers.restart_receiver()
+            while open_files() != before:  # noqa: ASYNC110 - the relay hears of it by its sockets
+                await trio.sleep(0.001)
+            await sender.send(source, target)
+            expected = [b"content"] if here == "nothing" else [b"content", b"ours"]
+            copies = peers.folder.glob(f"{source.path}*")
+            assert sorted(copy.read_bytes() for copy in copies) == expected
+        assert step > 20
+        assert peers.partials() == []
 
 
 async def test_stopping_leaves_no_descriptor_open(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import blake3
 import pytest
+import trio
 
 from syncd.bytestreams import ibb, s5b
 from syncd.errors import DeclinedError, ErrorType, TransferError
@@ -15,8 +17,11 @@ from syncd.trust.signing import Identity
 from tests.support.peers import ALICE, BOB, Fault, Peers, open_peers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from xml.etree.ElementTree import Element
+
+    from syncd.xmpp.jid import JID
 
 MIB = 1 << 20  # bytes
 
@@ -169,6 +174,53 @@ async def test_server_cannot_say_that_a_file_has_arrived(tmp_path: Path) -> None
         assert peers.received() == {}
 
 
+async def test_server_cannot_choose_the_name_of_a_file_for_the_inbox(tmp_path: Path) -> None:
+    """The name that stands in the offer for other clients is not among what is signed."""
+
+    def rename(element: Element) -> None:
+        file = element.find(si.FILE)
+        assert file is not None
+        file.set("name", "authorized_keys")
+
+    async with open_peers(tmp_path, sealed=True) as peers:
+        source = replace(peers.write("notes.txt", b"x"), folder="")
+        peers.server.change(si.SI, rename)
+        assert (await peers.send(source)).sealed
+        assert peers.received() == {"notes.txt": b"x"}
+
+
+async def test_forged_beginning_from_a_plain_transfer_does_not_pass_for_a_part_of_the_file(
+    tmp_path: Path,
+) -> None:
+    data = content(2 * MIB)
+    async with open_peers(tmp_path, sealed=True) as peers:
+        source = peers.write("a", data)
+        peers.relay.flip_at(1_000)
+        peers.relay.cut_at(MIB)
+        plain = Target(jid=BOB, is_syncd=True, can_seal=False)
+        with pytest.raises(TransferError):
+            await peers.sender.send(source, plain)
+        await peers.settled()
+        peers.relay.flip_at(1 << 40)
+        peers.relay.cut_at(None)
+        with pytest.raises(TransferError, match="not what was sent"):
+            await peers.send(source)
+        await peers.settled()
+        assert peers.received() == {}
+        assert answers(peers)[-1].offset > 0
+        assert await peers.send(source) == sealed(data)
+        assert peers.received() == {"a": data}
+
+
+async def test_nothing_is_sealed_that_nobody_would_sign_for_at_the_end(tmp_path: Path) -> None:
+    """Without <sync/> there is no receipt, nor the hash of a part that came earlier."""
+    async with open_peers(tmp_path, sealed=True) as peers:
+        target = Target(jid=BOB, is_syncd=False, can_seal=True)
+        with pytest.raises(TransferError, match="between two syncds"):
+            await peers.sender.send(peers.write("a", b"x"), target)
+        assert peers.pins == {}
+
+
 def spoil(element: Element, attribute: str) -> None:
     seal = element.find(si.SEAL)
     assert seal is not None
@@ -223,6 +275,122 @@ async def test_key_that_the_old_one_has_signed_takes_its_place(tmp_path: Path) -
         assert peers.pins[BOB.bare, ALICE.bare].key == new.public
 
 
+async def test_of_two_first_keys_at_once_the_later_one_stops(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        offer = si.Offer(
+            sid="s",
+            name="a",
+            size=1,
+            methods=(si.IBB,),
+            sync=si.Sync(folder="photos", path="a", mtime_ns=1),
+        )
+        outcomes: list[str] = []
+
+        async def show() -> None:
+            other = peers.make_seals(ALICE.bare)
+            signed = await other.offer(offer, ALICE, BOB, can_seal=True)
+            assert signed is not None
+            try:
+                shown = replace(offer, seal=signed.attributes())
+                await peers.seals[BOB.bare].take_offer(shown, ALICE, BOB)
+            except TransferError as error:
+                outcomes.append("another key" if "another key" in str(error) else str(error))
+            else:
+                outcomes.append("taken")
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(show)
+        assert sorted(outcomes) == ["another key", "taken"]
+
+
+async def test_own_key_that_is_replaced_between_offer_and_answer_costs_one_try(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        old = Identity.generate()
+        seals = peers.seals[ALICE.bare] = peers.make_seals(ALICE.bare, old)
+        peers.sender = peers.make_sender(peers.listener)
+        source, hold = peers.write("a", b"x"), trio.Event()
+        peers.server.inject(si.SI, hold)
+
+        async def replace_key() -> None:
+            await peers.server.asked(si.SI)
+            seals.replace_identity(old.succeeded_by(secrets.token_bytes(32)))
+            hold.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replace_key)
+            with pytest.raises(TransferError, match="our own key was replaced") as caught:
+                await peers.send(source)
+        assert caught.value.type == ErrorType.WAIT
+        assert await peers.send(source) == sealed(b"x")
+
+
+async def test_ephemeral_key_is_with_the_opener_alone(tmp_path: Path) -> None:
+    """Which forgets it with the header, long before the transfer ends."""
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("a", b"x"))
+        [incoming] = peers.incoming
+        assert incoming.seal is not None
+        assert incoming.seal.ephemeral is None
+
+
+# A person decides while a transfer runs
+
+
+@pytest.mark.parametrize("own", [ALICE, BOB])
+async def test_transfer_ends_when_somebody_decides_against_its_peer(
+    tmp_path: Path, own: JID
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.relay.hold_at(MIB)
+        other = BOB if own == ALICE else ALICE
+
+        async def decide() -> None:
+            await peers.relay.reached.wait()
+            peers.seals[own.bare].end(other.bare)
+            peers.relay.resume.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(decide)
+            with pytest.raises(TransferError):
+                await peers.send(peers.write("a", content(4 * MIB)))
+        await peers.settled()
+        assert peers.received() == {}
+        assert peers.relay.passed < 4 * MIB
+
+
+@pytest.mark.parametrize(
+    ("decide", "reason"),
+    [
+        (lambda pin: replace(pin, blocked=True), "is blocked"),
+        (lambda _: None, "was forgotten meanwhile, or replaced"),
+        (lambda _: Pin(key=Identity.generate().public), "was forgotten meanwhile, or replaced"),
+    ],
+)
+async def test_file_gets_no_name_if_its_sender_is_not_trusted_any_more(
+    tmp_path: Path, decide: Callable[[Pin], Pin | None], reason: str
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        hold = trio.Event()
+        peers.server.inject(si.FINISH, hold)
+
+        async def change_the_pin() -> None:
+            await peers.server.asked(si.FINISH)
+            now = decide(peers.pins.pop((BOB.bare, ALICE.bare)))
+            if now is not None:
+                peers.pins[BOB.bare, ALICE.bare] = now
+            hold.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change_the_pin)
+            with pytest.raises(TransferError, match=reason):
+                await peers.send(peers.write("a", b"x"))
+        await peers.settled()
+        assert peers.received() == {}
+
+
 # Plain only where that is wanted
 
 
@@ -241,8 +409,10 @@ async def test_peer_that_has_shown_a_key_never_gets_plain_bytes_again(tmp_path: 
         asked = len(peers.server.tags())
         for is_syncd in (True, False):
             plain = Target(jid=BOB, is_syncd=is_syncd, can_seal=False)
-            with pytest.raises(TransferError, match="has encrypted before"):
+            with pytest.raises(TransferError, match="has encrypted before") as caught:
                 await peers.sender.send(peers.write("b", b"y"), plain)
+            # It may be another client of theirs: the file waits for the syncd.
+            assert caught.value.type == ErrorType.WAIT
         assert len(peers.server.tags()) == asked
 
 
