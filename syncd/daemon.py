@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -54,6 +55,7 @@ from syncd.sync.limits import Limits, Rates
 from syncd.transfer import pump, schema
 from syncd.transfer.sealing import Seals
 from syncd.trust.identity import load as load_identity
+from syncd.trust.identity import rotate as rotate_identity
 from syncd.trust.pins import Policy
 from syncd.wiring.keys import PeerKeys
 from syncd.wiring.links import Links, kept_name, new_resource
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
     from syncd.config import Config, Folder
     from syncd.sync.journal import Journal
+    from syncd.trust.signing import Identity
 
 log = logging.getLogger("syncd")
 
@@ -168,19 +171,22 @@ async def _join(
         journal.pins,
         await journal.pins.pins(),
         Policy(config.transfer.encryption),
-        lambda peer: links.engine.decided(peer),
+        decided=lambda peer: links.engine.decided(peer),
+        against=lambda peer: seals.end(peer),
+        replace=lambda: _replace_identity(config, seals),
+    )
+    seals = Seals(
+        keys.identity,
+        keys.policy,
+        read_pin=keys.read,
+        write_pin=keys.write,
+        shown=keys.shown,
     )
     links = Links(
         config,
         kept_name(config.state_dir / "resource", new_resource),
         transfers,
-        seals=Seals(
-            keys.identity,
-            keys.policy,
-            read_pin=keys.read,
-            write_pin=keys.write,
-            changed=keys.changed,
-        ),
+        seals=seals,
         throttles=throttles,
     )
     links.engine = sync_engine.Engine(
@@ -193,7 +199,9 @@ async def _join(
     )
     links.sender = links.make_sender(listener)
     limits = _limits(config, throttles)
-    reporter = Reporter(config, links.client, links.engine, transfers, limits, keys, links.proxies)
+    reporter = Reporter(
+        config, links.client, links.engine, transfers, limits, keys, links.proxies
+    )
     experts = Experts(
         status=reporter.status,
         rescan=links.engine.rescan,
@@ -203,6 +211,13 @@ async def _join(
         keys=keys.answer,
     )
     return links, experts
+
+
+async def _replace_identity(config: Config, seals: Seals) -> Identity:
+    """Replace our key by one that it signs; on disk before anybody is shown it."""
+    identity = await trio.to_thread.run_sync(rotate_identity, config.state_dir)
+    seals.replace_identity(identity)
+    return identity
 
 
 async def _clean(config: Config) -> None:
@@ -347,6 +362,16 @@ def _fail(error: SyncdError) -> NoReturn:
             sys.exit(EXIT_FAILED)
 
 
+def _take_all_descriptors() -> None:
+    """Use as many descriptors as we may.
+
+    The low limit that most systems begin with is for programs that use select(2). For us each
+    transfer and each client is one; and libzmq ends the process when it cannot have another.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> None:
     """The command ``syncd``."""
     arguments = _parse_arguments()
@@ -359,6 +384,7 @@ def main() -> None:
             print(f"{path}: good; {len(config.folders)} folders")  # noqa: T201
             return
         set_up_log(verbose=arguments.verbose)
+        _take_all_descriptors()
         trio.run(supervise, path, config)
     except SyncdError as error:
         _fail(error)

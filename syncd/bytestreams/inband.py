@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -68,6 +69,8 @@ SOCKET_BUFFER = 8_192  # bytes
 # COMPAT(gloox): sends all blocks of a file without waiting for one answer. As far as they come
 # faster than the disk takes them they wait here; an honest sender has one window out.
 MAX_PENDING = 1 << 20  # bytes of one stream
+# The same, however small they are: each has a task that waits for room.
+MAX_BLOCKS = 512  # blocks of one stream
 
 
 class Request(Protocol):
@@ -131,6 +134,10 @@ class Inband:
                 self._ended.add(peer, sid, trio.current_time())
             if given_up:
                 await _say_close(self._request, peer, sid)
+
+    def expects(self, sender: JID | None, sid: str) -> bool:
+        """Whether this full JID may open a stream under this sid now."""
+        return (sender, sid) in self._slots
 
     def on_open(self, iq: Iq) -> Awaitable[None]:
         """Answer an opening (XEP-0047 section 2.1)."""
@@ -235,6 +242,7 @@ class Slot:
         self._ours: socket.socket | None = None
         self._theirs: trio.SocketStream | None = None
         self._pending = bytearray()
+        self._ends: deque[int] = deque()  # of the blocks therein, as counted by `_handed_on`
         self._handed_on = 0
         self._peer_closed = False
         self.was_opened = False
@@ -261,6 +269,10 @@ class Slot:
         if self._theirs is None:
             raise BytestreamError(f"the peer opened no in-band bytestream for {timeout:g} s")
         return self._theirs
+
+    def shorten(self, length: int) -> None:
+        """Let less be due than when the stream was expected, in bytes since its beginning."""
+        self._machine.length = min(length, self._machine.length)
 
     # --- For `Inband`, in the order of the stanzas
 
@@ -289,7 +301,7 @@ class Slot:
 
     def receive(self, data: Element) -> Coroutine[None, None, None]:
         """Take a block; what is returned waits until the reader has room for it."""
-        if len(self._pending) > MAX_PENDING:
+        if self._is_full:
             # Not counted, so that it may be sent again.
             raise StanzaError(ErrorType.WAIT, "resource-constraint", "not so fast")
         taken = self._machine.receive(data, trio.current_time())
@@ -298,13 +310,17 @@ class Slot:
 
     def receive_in_message(self, data: Element) -> None:
         """Take a block that nobody waits for."""
-        if len(self._pending) > MAX_PENDING:
+        if self._is_full:
             # Here nobody is told in time, so that the next block would leave a gap.
             self._break(BytestreamError("the peer sends faster than the disk takes it"))
         taken = self._machine.receive(data, trio.current_time(), in_message=True)
         self._take(taken)
         if self._machine.refusal is not None:
             raise self._machine.refusal
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._pending) > MAX_PENDING or len(self._ends) >= MAX_BLOCKS
 
     def peer_closed(self) -> Coroutine[None, None, None]:
         """Take a close; what is returned waits until the reader has room for all."""
@@ -327,7 +343,10 @@ class Slot:
             )
         if self._pending or refusal is not None:
             self._notify()
-        return self._handed_on + len(self._pending)
+        end = self._handed_on + len(self._pending)
+        if self._pending:
+            self._ends.append(end)
+        return end
 
     async def _handed(self, count: int, refusal: StanzaError | None) -> None:
         if refusal is not None:
@@ -372,6 +391,8 @@ class Slot:
                 count = self._ours.send(self._pending)
                 del self._pending[:count]
                 self._handed_on += count
+                while self._ends and self._ends[0] <= self._handed_on:
+                    self._ends.popleft()
         except BlockingIOError:
             pass
         except OSError:
@@ -383,6 +404,7 @@ class Slot:
         self._error = self._error or error
         self._machine.fail(ibb.unknown_sid())
         self._pending.clear()
+        self._ends.clear()
         self._close_socket()
         self._notify()
 
@@ -405,6 +427,7 @@ class Slot:
         given_up = self.is_open and not self._machine.complete
         self._machine.closed()
         self._pending.clear()
+        self._ends.clear()
         self._close_socket()
         if self._theirs is not None:
             self._theirs.socket.close()

@@ -49,7 +49,8 @@ ACTIVATE_TIMEOUT = 30.0  # seconds
 # How much later than ours the request's own end comes, so that it is told which it was.
 _LATER = 5.0  # seconds
 
-# ejabberd's sample configuration allows 5 to an account, which may have other clients.
+# COMPAT(ejabberd): its sample configuration allows 5 to an account, which may have other
+# clients.
 MAX_MEDIATED = 4  # transfers
 
 # What targets answer when no streamhost let them in; other conditions have other reasons.
@@ -128,13 +129,20 @@ class Requester:
         self._clock = clock
         self._mediated = trio.Semaphore(max_mediated)
 
-    def ready(self) -> bool:
-        """Whether there is anything to offer."""
-        return bool(self._own_addresses()) or self._proxies.usable(self._clock())
+    async def ready(self) -> bool:
+        """Whether there is anything to offer; may take a look at the proxies first."""
+        if self._own_addresses():
+            await trio.lowlevel.checkpoint()
+            return True
+        await self._prepare()
+        return self._proxies.usable(self._clock())
 
     @asynccontextmanager
     async def place(self, to: JID) -> AsyncIterator[Place]:
         """Get ready for a transfer; waits if it will need a proxy and they are all in use.
+
+        COMPAT(smack): waits 5 s for the opening of what it has accepted, so that all there is
+        to wait for comes before the offer.
 
         Args:
           to: The target, a full JID.

@@ -68,7 +68,7 @@ class Query:
       sid: The stream's id.
       streamhosts: To be tried in this order; none if none that was sent could be used.
       dstaddr: What to say to the streamhost instead of the computed hash, in the
-        requester's own spelling, or None (XEP-0065 section 7).
+        requester's own spelling, or None (XEP-0065 section 7). COMPAT(vacuum): always there.
     """
 
     sid: str
@@ -129,6 +129,7 @@ def read_query(query: Element) -> Query:
         raise StanzaError(ErrorType.MODIFY, "bad-request", "a bytestream needs a sid")
     if query.get("mode", "tcp") != "tcp":
         raise StanzaError(ErrorType.MODIFY, "not-acceptable", "only TCP bytestreams work here")
+    # COMPAT(psi): <fast/>, and marks on its proxies, are passed over with all that is unknown.
     address = query.get("dstaddr", "")
     return Query(
         sid=sid,

@@ -315,8 +315,9 @@ async def connect_first(
 ) -> tuple[Streamhost, trio.SocketStream]:
     """Connect to the first streamhost that lets us, in the requester's order.
 
-    Strictly one after the other: Pidgin's listener takes one connection in all, and at
-    Openfire's proxy the order of the handshakes decides who may send.
+    Strictly one after the other. COMPAT(libpurple, gabble, vacuum): their listeners take one
+    connection, or one handshake, in all. COMPAT(openfire): at its proxy the order of the
+    handshakes decides who may send.
 
     Args:
       streamhosts: What the requester offers.
@@ -334,7 +335,7 @@ async def connect_first(
     in_doubt = set()
     for streamhost in streamhosts:
         if streamhost.jid in in_doubt:
-            # Openfire takes a second handshake with this address for the other end's.
+            # COMPAT(openfire): takes a second handshake with this address for the other end's.
             failures.append(BytestreamError(f"{streamhost}: the same host left us waiting"))
             continue
         connector = socks5.Connector(address)

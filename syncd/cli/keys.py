@@ -1,4 +1,4 @@
-"""``syncctl peer``: the keys of peers, to look at and to decide about."""
+"""``syncctl peer`` and ``syncctl key``: keys to look at and to decide about."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from syncd.cli.exits import Exit
 from syncd.control.client import ask
 from syncd.control.escape import printable
-from syncd.control.messages import PeerRequest
+from syncd.control.messages import KeyRequest, PeerRequest
 from syncd.errors import ControlError, NotFoundError
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ def run(
       SyncdError: It is not the key that was expected, or the daemon does not answer.
     """
     if action == "verify":
-        seen = _only(
-            ask(socket, PeerRequest(action="show", peer=peer), timeout=_PATIENCE), peer
-        )
+        shown = ask(socket, PeerRequest(action="show", peer=peer), timeout=_PATIENCE)
+        seen = _only(shown, peer)
         if not _is_confirmed(seen, fingerprint, confirm):
             print("not verified")
             return Exit.FAILED
@@ -68,6 +67,23 @@ def run(
         print("\n".join(_lines(key)))
     if action == "show":
         _only(keys, peer)
+    return Exit.OK
+
+
+def run_own(socket: Path, action: Literal["show", "rotate"]) -> Exit:
+    """Show our own key, or replace it.
+
+    Args:
+      socket: Of the daemon.
+      action: As in `KeyRequest`.
+
+    Raises:
+      SyncdError: It cannot be replaced, or the daemon does not answer.
+    """
+    keys = ask(socket, KeyRequest(action=action), timeout=_PATIENCE)
+    print(f"our own key: {printable(keys.own)}")
+    if action == "rotate":
+        print("the old one has signed it: who knows that one takes this one over by itself")
     return Exit.OK
 
 
@@ -89,9 +105,9 @@ def _is_confirmed(seen: Key, fingerprint: str, confirm: Callable[[str], bool] | 
 
 
 def _only(keys: Keys, peer: str) -> Key:
-    for key in keys.keys:
-        if key.peer == peer:
-            return key
+    # Of one peer the daemon shows one; it may write the address in another way than we do.
+    if keys.keys:
+        return keys.keys[0]
     raise NotFoundError(f"{peer} has never shown a key", hint="it does at the first transfer")
 
 

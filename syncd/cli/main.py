@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_send(commands)
     _add_limit(commands)
     _add_peer(commands)
+    _add_key(commands)
 
     demo = commands.add_parser("demo", help="let two daemons exchange a file on this machine")
     demo.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C")
@@ -169,6 +170,19 @@ def _add_peer(commands: _Commands) -> None:
             )
 
 
+def _add_key(commands: _Commands) -> None:
+    key = commands.add_parser("key", help="show our own key, or replace it")
+    actions = key.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("show", help="what peers are to see as our key")
+    actions.add_parser(
+        "rotate",
+        help="replace it by a new one",
+        description="Replace our own key by a new one that it has signed. Peers who know the "
+        "old one take the new one over by that, and what they have verified stays verified; "
+        "the old one is deleted.",
+    )
+
+
 def _run(args: argparse.Namespace) -> int:
     match args.command:
         case "status" if args.watch:
@@ -202,6 +216,10 @@ def _run(args: argparse.Namespace) -> int:
                 fingerprint=getattr(args, "fingerprint", ""),
                 confirm=_confirm if sys.stdin.isatty() else None,
             )
+        case "key":
+            from syncd.cli import keys
+
+            return keys.run_own(_socket(args), args.action)
         case "demo":
             from syncd.cli import demo  # imports trio and a whole server
 

@@ -53,7 +53,7 @@ from syncd.xmpp.stanza import PRESENCE, Iq, IqType, make_presence
 from syncd.xmpp.xml import make
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from xml.etree.ElementTree import Element
 
     from syncd.link.contacts import Contacts, Resource
@@ -87,6 +87,7 @@ class Client:
       logged_in: Gets the strongest SASL mechanism that was used so far, and whether SASL2 was,
         when there is something new about that to be kept.
       messages: For messages, by the tag of a child; see `Session`.
+      bounded: Tags of requests that bound themselves; see `Session`.
 
     Attributes:
       problem: Why we are offline; None while online, or before the first attempt has failed.
@@ -105,6 +106,7 @@ class Client:
         changed: Callable[[], None] = lambda: None,
         logged_in: Callable[[str, bool], None] = lambda mechanism, sasl2: None,
         messages: Mapping[str, MessageHandler] = MappingProxyType({}),
+        bounded: Collection[str] = (),
     ) -> None:
         self._account = account
         self._contacts = contacts
@@ -133,6 +135,7 @@ class Client:
             VERSION: self._on_version,
         }
         self._messages = messages
+        self._bounded = bounded
         self._changed = changed
         self._logged_in = logged_in
         self._session: Session | None = None
@@ -240,6 +243,7 @@ class Client:
             self._peers.presence_received,
             self._answers,
             self._messages,
+            self._bounded,
         )
 
         def begin(nursery: trio.Nursery) -> None:

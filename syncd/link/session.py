@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from xml.etree.ElementTree import Element
@@ -85,6 +85,8 @@ class Session:
         handlers are busy.
       messages: By the tag of a child of the message; called at once, in the order in which the
         messages came. Other messages are left alone (RFC 6121 section 5).
+      bounded: Tags of requests whose handlers refuse by themselves what is too much: how many
+        of them are handled is no reason to refuse one, nor any other request.
 
     Attributes:
       successor: Set when the session ended because the server had forgotten it: a new one is
@@ -98,6 +100,7 @@ class Session:
         presence_received: Callable[[Element], None],
         answers: Mapping[str, Answer] = MappingProxyType({}),
         messages: Mapping[str, MessageHandler] = MappingProxyType({}),
+        bounded: Collection[str] = (),
     ) -> None:
         self.successor: connect.Connection | None = None
         self._connection = connection
@@ -106,6 +109,7 @@ class Session:
         self._presence_received = presence_received
         self._answers = answers
         self._messages = messages
+        self._bounded = bounded
         self._waiting: dict[str, _Waiter] = {}
         self._writable = trio.Event()
         self._handling = 0
@@ -386,15 +390,16 @@ class Session:
         if answer is not None:
             self.send(_make_result(iq, answer(iq)))
             return
-        if self._handling >= MAX_HANDLING:
+        counts = iq.payload.tag not in self._bounded
+        if counts and self._handling >= MAX_HANDLING:
             raise StanzaError(
                 ErrorType.WAIT, "resource-constraint", "too many requests at once"
             )
         # Called here, in the order of the stanzas, which counts for some (XEP-0047); what it
         # then waits for is its own matter.
         answering = self._handlers.get(iq.payload.tag, _on_unknown)(iq)
-        self._handling += 1
-        nursery.start_soon(self._handle, iq, answering)
+        self._handling += counts
+        nursery.start_soon(self._handle, iq, answering, counts)
 
     def _route_message(self, message: Element) -> None:
         wanted = [child for child in message if child.tag in self._messages]
@@ -438,7 +443,7 @@ class Session:
         own = {None, self.jid, self.jid.bare, JID("", self.jid.domain)}
         return sender in own and asked in own
 
-    async def _handle(self, iq: Iq, answering: Awaitable[Element | None]) -> None:
+    async def _handle(self, iq: Iq, answering: Awaitable[Element | None], counts: bool) -> None:
         try:
             reply = _make_result(iq, await answering)
         except StanzaError as error:
@@ -450,7 +455,7 @@ class Session:
                 iq.element, StanzaError(error.type, "internal-server-error")
             )
         finally:
-            self._handling -= 1
+            self._handling -= counts
         try:
             self.send(reply)
         except StanzaError as error:

@@ -149,8 +149,18 @@ CREATE TABLE md5 (           -- of files that go to clients which ask for it
 ) WITHOUT ROWID;
 """
 
+_THIRD = """
+-- Where the sender wanted it, if something else stood there and this was kept beside it.
+ALTER TABLE file ADD COLUMN source_path TEXT;
+ALTER TABLE arriving ADD COLUMN source_path TEXT;
+CREATE INDEX file_beside ON file (folder, source_path) WHERE source_path IS NOT NULL;
+CREATE INDEX arriving_beside ON arriving (folder, source_path) WHERE source_path IS NOT NULL;
+-- 1: the peer has it under this very path; 0: beside another file there, or it never said.
+ALTER TABLE done ADD COLUMN in_place INTEGER NOT NULL DEFAULT 0;
+"""
+
 # Each brings a database to the next version, and a new one goes through all of them.
-_STEPS = (_FIRST, _SECOND)
+_STEPS = (_FIRST, _SECOND, _THIRD)
 SCHEMA_VERSION = len(_STEPS)
 
 _DISK_HINT = "is the disk of the state directory full, or read-only?"

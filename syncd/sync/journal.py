@@ -34,6 +34,9 @@ OUTSIDE = ""
 # nobody will look.
 _MAX_ARRIVING = 10_000  # rows
 
+# Copies of one file that lie beside it: more of them somebody has long lost sight of.
+_MAX_BESIDE = 64  # rows
+
 # The id of a delivery that is gone may be given to another, even to one of the same inode.
 _THIS_DELIVERY = (
     "folder = ? AND path = ? AND peer = ? AND size = ? AND mtime_ns = ? AND inode = ?"
@@ -50,6 +53,8 @@ class Arrival:
       digest: BLAKE3 of the content, hexadecimal.
       source_size: Size as the sender gave it, bytes.
       source_mtime_ns: Time of the last change as the sender gave it, nanoseconds since 1970.
+      source_path: Where the sender wanted it, if it is kept beside another file there; None
+        if it lies where it was wanted.
     """
 
     version: FileVersion
@@ -57,6 +62,7 @@ class Arrival:
     digest: str
     source_size: int
     source_mtime_ns: int
+    source_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,10 +202,22 @@ class Journal:
         )
 
     async def done(
-        self, delivery: Delivery, outcome: Literal["delivered", "sent"], digest: str
+        self,
+        delivery: Delivery,
+        outcome: Literal["delivered", "sent"],
+        digest: str,
+        *,
+        in_place: bool = False,
     ) -> None:
-        """The peer has this version; a newer one may be owed meanwhile, and stays so."""
-        await self._run(lambda db: _done(db, delivery, outcome, digest, time.time()))
+        """The peer has this version; a newer one may be owed meanwhile, and stays so.
+
+        Args:
+          delivery: Which.
+          outcome: Whether the peer has confirmed it.
+          digest: BLAKE3 of the content, hexadecimal.
+          in_place: It lies under this very path there, and beside no other file.
+        """
+        await self._run(lambda db: _done(db, delivery, outcome, digest, time.time(), in_place))
 
     async def failed(
         self, delivery: Delivery, error: str, hint: str, not_before: float | None
@@ -300,7 +318,31 @@ class Journal:
 
         There are two as long as nobody has looked whether the newer one has got its name.
         """
-        return await self._read(lambda db: _arrivals(db, folder, path))
+        return await self._read(lambda db: _arrivals(db, "path", folder, path))
+
+    async def beside(self, folder: str, path: str) -> list[Arrival]:
+        """What arrived for this path and was kept beside the file there; a few of them."""
+        return await self._read(lambda db: _arrivals(db, "source_path", folder, path))
+
+    async def held(self, folder: str, path: str, account: str) -> FileVersion | None:
+        """Which version of ours a peer is known to have had under this very path, lately.
+
+        Args:
+          folder: Its id.
+          path: Below it.
+          account: The peer's bare JID.
+        """
+
+        def work(db: sqlite3.Connection) -> FileVersion | None:
+            row = db.execute(
+                "SELECT size, mtime_ns, inode FROM done WHERE folder = ? AND path = ?"
+                " AND (peer = ? OR substr(peer, 1, length(?) + 1) = ? || '/')"
+                " AND in_place = 1 ORDER BY at DESC LIMIT 1",
+                (folder, path, account, account, account),
+            ).fetchone()
+            return None if row is None else _version(folder, path, *row)
+
+        return await self._read(work)
 
     async def send_anew(
         self, version: FileVersion, peer: str, *, not_before: float = 0.0
@@ -415,16 +457,17 @@ def _see_file(db: sqlite3.Connection, version: FileVersion) -> str | None:
     """Note that another version lies there now; returns who sent it, if anybody did."""
     key, what = (version.folder, version.path), _identity(version)
     source = db.execute(
-        "SELECT origin, digest, source_size, source_mtime_ns FROM arriving"
+        "SELECT origin, digest, source_size, source_mtime_ns, source_path FROM arriving"
         " WHERE folder = ? AND path = ? AND (size, mtime_ns, inode) = (?, ?, ?)",
         (*key, *what),
     ).fetchone()
     if source is None:
-        source = (None, None, None, None)
+        source = (None, None, None, None, None)
     else:
         db.execute("DELETE FROM arriving WHERE folder = ? AND path = ?", key)
     db.execute(
-        "INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*key, *what, *source)
+        "INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*key, *what, *source),
     )
     origin: str | None = source[0]
     return origin
@@ -433,10 +476,17 @@ def _see_file(db: sqlite3.Connection, version: FileVersion) -> str | None:
 def _arriving(db: sqlite3.Connection, arrival: Arrival) -> None:
     version = arrival.version
     key, what = (version.folder, version.path), _identity(version)
-    source = (arrival.peer, arrival.digest, arrival.source_size, arrival.source_mtime_ns)
+    source = (
+        arrival.peer,
+        arrival.digest,
+        arrival.source_size,
+        arrival.source_mtime_ns,
+        arrival.source_path,
+    )
     # If this very version lies there already, no look will find another.
     lies_there = db.execute(
-        "UPDATE file SET (origin, digest, source_size, source_mtime_ns) = (?, ?, ?, ?)"
+        "UPDATE file SET (origin, digest, source_size, source_mtime_ns, source_path)"
+        " = (?, ?, ?, ?, ?)"
         " WHERE folder = ? AND path = ? AND (size, mtime_ns, inode) = (?, ?, ?)",
         (*source, *key, *what),
     ).rowcount
@@ -444,33 +494,46 @@ def _arriving(db: sqlite3.Connection, arrival: Arrival) -> None:
     if not lies_there:
         last = db.execute(
             "INSERT INTO arriving (folder, path, size, mtime_ns, inode,"
-            " origin, digest, source_size, source_mtime_ns)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin, digest, source_size, source_mtime_ns, source_path)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*key, *what, *source),
         ).lastrowid
         assert last is not None
         db.execute("DELETE FROM arriving WHERE id <= ?", (last - _MAX_ARRIVING,))
 
 
-def _arrivals(db: sqlite3.Connection, folder: str, path: str) -> list[Arrival]:
+def _arrivals(
+    db: sqlite3.Connection, column: Literal["path", "source_path"], folder: str, path: str
+) -> list[Arrival]:
     rows = [
         row
         for table in ("arriving", "file")
         for row in db.execute(
-            "SELECT size, mtime_ns, inode, origin, digest, source_size, source_mtime_ns"  # noqa: S608 - constants
-            f" FROM {table} WHERE folder = ? AND path = ? AND origin IS NOT NULL",
-            (folder, path),
+            "SELECT path, size, mtime_ns, inode,"  # noqa: S608 - constants
+            " origin, digest, source_size, source_mtime_ns, source_path"
+            f" FROM {table} WHERE folder = ? AND {column} = ? AND origin IS NOT NULL"
+            " ORDER BY mtime_ns DESC LIMIT ?",
+            (folder, path, _MAX_BESIDE),
         )
     ]
     return [
         Arrival(
-            version=_version(folder, path, *identity),
+            version=_version(folder, lies_at, *identity),
             peer=origin,
             digest=digest,
             source_size=source_size,
             source_mtime_ns=source_mtime_ns,
+            source_path=source_path,
         )
-        for *identity, origin, digest, source_size, source_mtime_ns in rows
+        for (
+            lies_at,
+            *identity,
+            origin,
+            digest,
+            source_size,
+            source_mtime_ns,
+            source_path,
+        ) in rows
     ]
 
 
@@ -497,17 +560,22 @@ def _pending(db: sqlite3.Connection, peer: str, limit: int) -> list[Delivery]:
 
 
 def _done(
-    db: sqlite3.Connection, delivery: Delivery, outcome: str, digest: str, at: float
+    db: sqlite3.Connection,
+    delivery: Delivery,
+    outcome: str,
+    digest: str,
+    at: float,
+    in_place: bool,
 ) -> None:
     version, key = delivery.version, _delivery(delivery)
     db.execute(f"DELETE FROM owed WHERE {_THIS_DELIVERY}", key)  # noqa: S608 - a constant
     db.execute(
-        "INSERT INTO done VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO done VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         # Not OR REPLACE, which no trigger sees.
         " ON CONFLICT (folder, path, peer) DO UPDATE SET size = excluded.size,"
         " mtime_ns = excluded.mtime_ns, inode = excluded.inode, outcome = excluded.outcome,"
-        " digest = excluded.digest, at = excluded.at",
-        (*key, outcome, digest, at),
+        " digest = excluded.digest, at = excluded.at, in_place = excluded.in_place",
+        (*key, outcome, digest, at, in_place),
     )
     # While this one was on its way, the version that the peer had before may have come back:
     # it was not owed then, and is now.

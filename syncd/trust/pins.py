@@ -153,11 +153,15 @@ def is_sealed_offer(peer: str, pin: Pin | None, policy: Policy, *, can_seal: boo
       can_seal: Whether the peer has the feature ``urn:syncd:seal:1``.
 
     Raises:
-      TransferError: Nothing is to be offered to this peer.
+      TransferError: Nothing is to be offered to this peer, or to this client of it.
     """
     if can_seal and policy is not Policy.OFF and not (pin is not None and pin.blocked):
         return True
-    decide(peer, pin, None, policy).check()
+    decision = decide(peer, pin, None, policy)
+    if decision.standing is Standing.DOWNGRADED and pin is not None and pin.key is not None:
+        # Nothing has been shown: it may be another client of theirs, while their syncd is away.
+        raise _away(peer, pin.key)
+    decision.check()
     return False
 
 
@@ -176,12 +180,22 @@ def _required(peer: str) -> TransferError:
     )
 
 
+def _away(peer: str, known: bytes) -> TransferError:
+    return TransferError(
+        f"{peer} has encrypted before, and no client that is there now does; its files wait. "
+        f"Its key is {fingerprint(known)}",
+        hint="start syncd there; if it was given up, or encryption was switched off, run "
+        f"`syncctl peer reset-key {peer}`: files then go in the clear",
+    )
+
+
 def _downgraded(peer: str, known: bytes) -> TransferError:
     return TransferError(
-        f"{peer} has encrypted before, and now does not: somebody in between may have taken "
-        f"that away. Its key is {fingerprint(known)}",
-        hint=f"ask them; if syncd or encryption was switched off there, run "
-        f"`syncctl peer reset-key {peer}`",
+        f"{peer} has encrypted before, and now does not: it is another client of theirs, or "
+        f"somebody in between has taken that away. Its key is {fingerprint(known)}",
+        hint="ask them; files of an account with a syncd are taken from that syncd only. If it "
+        "was given up, or encryption was switched off there, run "
+        f"`syncctl peer reset-key {peer}`: files then come and go in the clear",
         type=ErrorType.AUTH,
     )
 
@@ -190,7 +204,8 @@ def _changed(peer: str, known: bytes, shown: bytes) -> TransferError:
     return TransferError(
         f"{peer} shows another key than before: somebody may stand in between. "
         f"Known: {fingerprint(known)}. Shown: {fingerprint(shown)}",
-        hint=f"ask them for their fingerprint (`syncctl peer show` there); if it is the one "
-        f"shown now, run `syncctl peer reset-key {peer}`",
+        hint="ask them for their fingerprint (`syncctl key show` there); if it is the one "
+        f"shown now, run `syncctl peer reset-key {peer}`; if it is the known one, run "
+        f"`syncctl peer verify {peer}`",
         type=ErrorType.AUTH,
     )

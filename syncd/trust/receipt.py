@@ -23,6 +23,7 @@ class Said(enum.StrEnum):
 
     FINISH = "finish"  # the sender: this is the whole file
     RECEIPT = "receipt"  # the receiver: I hold it durably
+    BESIDE = "beside"  # the receiver: the same, but beside another file of this name
 
 
 def sign(said: Said, answer: Answer, file_digest: bytes, identity: Identity) -> str:

@@ -6,7 +6,8 @@ a channel on which one recognises the other: by phone, or face to face.
 Six words carry 96 bits. Who stands in between has to find two keys, one to show to each end,
 that lead to the same words, and may look for them in advance: a birthday problem of 2**48
 tries, not 2**96. So the words are derived by scrypt, which makes each try take 32 MiB and as
-long as a person does not notice: 2**48 of them are some hundred thousand years of a core.
+long as a person does not notice: 2**48 of them are some hundred thousand years of a core. That
+is no wall for somebody who has machines built for it; the whole fingerprint is.
 Words are not asked for by a machine, so this costs nobody anything.
 """
 

@@ -449,6 +449,30 @@ async def test_what_waits_for_a_slow_reader_is_limited(bob: Inband) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_blocks_that_wait_for_a_slow_reader_are_limited_however_small(
+    bob: Inband,
+) -> None:
+    count = 0
+    async with trio.open_nursery() as nursery, bob.expect(ALICE, SID, 10**7) as slot:
+        await ask(bob, opening())
+        stream = await slot.opened(10)
+        while "pending=0" in repr(slot):
+            nursery.start_soon(_await, bob.on_data(an_iq(data(count, bytes(4095)))))
+            count += 1
+        with pytest.raises(StanzaError) as caught:  # noqa: PT012 - until it is too much
+            for seq in range(count, count + 2 * inband.MAX_BLOCKS):
+                nursery.start_soon(_await, bob.on_data(an_iq(data(seq, b"x"))))
+        assert (caught.value.type, caught.value.condition) == ("wait", "resource-constraint")
+        assert seq == count - 1 + inband.MAX_BLOCKS
+        left = count * 4095 + inband.MAX_BLOCKS - 1
+        while left:
+            left -= len(await stream.receive_some(left))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(_await, bob.on_data(an_iq(data(seq, b"y"))))
+        assert await stream.receive_some(10) == b"y"
+        nursery.cancel_scope.cancel()
+
+
 # --- Hostile and broken peers
 
 

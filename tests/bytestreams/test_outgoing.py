@@ -212,14 +212,40 @@ async def test_bytes_go_through_the_proxy_whole() -> None:
 
 async def test_with_nothing_to_offer_nothing_is_said() -> None:
     async with bench(direct=False) as made:
-        assert not made.requester.ready()
+        assert not await made.requester.ready()
         error = await made.failure()
         assert (error.reason, error.same_sid) == ("nothing", False)
         assert "no address to offer" in str(error)
         assert "bytestreams.proxies" in error.hint
         assert made.said == []
     async with bench(PROXY, direct=False) as made:
-        assert made.requester.ready()
+        assert await made.requester.ready()
+
+
+async def test_whether_there_is_a_proxy_is_said_after_the_first_look() -> None:
+    """What is to be sent at the start must neither fail nor take a worse way."""
+    async with bench(PROXY, direct=False) as made:
+        [known] = made.known.choose(BOB, [], trio.current_time(), mediated=True)
+        fresh = Proxies("auto", OWN.domain)
+        looked = trio.Event()
+
+        async def look() -> None:
+            await looked.wait()
+            fresh.found(OWN.domain, [PROXY], trio.current_time())
+            fresh.tested(PROXY, [Probed(known, 0.1)], trio.current_time())
+
+        made.requester._proxies, made.requester._prepare = fresh, look
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await made.requester.ready())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            assert answers == []
+            looked.set()
+        assert answers == [True]
 
 
 async def test_offline_there_is_no_way_at_all() -> None:
@@ -339,7 +365,7 @@ async def test_a_proxy_that_does_not_serve_us_after_all_is_not_offered_again() -
     async with bench(PROXY, direct=False) as made:
         made.answers[PROXY] = StanzaError(ErrorType.AUTH, "forbidden")
         await made.failure()
-        assert not made.requester.ready()
+        assert not await made.requester.ready()
 
 
 async def test_a_target_that_only_claims_to_be_at_the_proxy_is_found_out() -> None:
@@ -385,7 +411,7 @@ async def test_a_proxy_that_we_cannot_reach_is_named_and_looked_at() -> None:
             f"here: 127.0.0.1:{port}: connection refused"
         )
         assert made.known.due_proxies(trio.current_time()) == [PROXY]
-        assert not made.requester.ready()
+        assert not await made.requester.ready()
 
 
 async def test_a_stream_that_ends_at_the_activation_is_not_the_proxys_fault() -> None:
@@ -394,7 +420,7 @@ async def test_a_stream_that_ends_at_the_activation_is_not_the_proxys_fault() ->
         with pytest.raises(OfflineError):
             await made.open()
         await made.streams.pop().aclose()
-        assert made.requester.ready()
+        assert await made.requester.ready()
         assert made.requester._mediated.value == outgoing.MAX_MEDIATED
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from syncd.cli import keys
 from syncd.cli.exits import Exit
-from syncd.control.messages import Key, Keys, PeerRequest
+from syncd.control.messages import Key, KeyRequest, Keys, PeerRequest
 from tests.support.syncctl import Script, syncctl
 
 if TYPE_CHECKING:
@@ -150,3 +150,17 @@ async def test_a_person_can_decide_otherwise(path: Path, action: str) -> None:
     code, _, err = await syncctl(script.answer, path, "peer", action, BOB)
     assert (code, err) == (0, "")
     assert script.asked == [PeerRequest(action=action, peer=BOB)]  # type: ignore[arg-type]  # two of them
+
+
+async def test_a_peer_may_be_written_in_another_way_than_the_daemon_does(path: Path) -> None:
+    shown = await syncctl(Script(KNOWN).answer, path, "peer", "show", "Bob@Example.org/desk")
+    assert shown == (0, SHOWN, "")
+
+
+@pytest.mark.parametrize("action", ["show", "rotate"])
+async def test_our_own_key_is_shown_or_replaced(path: Path, action: str) -> None:
+    script = Script(NONE)
+    code, out, err = await syncctl(script.answer, path, "key", action)
+    assert (code, out.splitlines()[0], err) == (0, "our own key: aa bb", "")
+    assert len(out.splitlines()) == (2 if action == "rotate" else 1)
+    assert script.asked == [KeyRequest(action=action)]  # type: ignore[arg-type]  # two of them

@@ -6,6 +6,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from syncd.control.answers import Answers, Experts
 from syncd.control.messages import (
+    KeyRequest,
     Keys,
     Limited,
     LimitRequest,
@@ -59,7 +60,7 @@ class Knows:
         self.asked.append(request)
         return OWED
 
-    async def keys(self, request: PeerRequest) -> Keys:
+    async def keys(self, request: PeerRequest | KeyRequest) -> Keys:
         await trio.lowlevel.checkpoint()
         self.asked.append(request)
         return KEYS
@@ -84,6 +85,7 @@ def experts(knows: Knows, *, seals: bool = True) -> Experts:
         (SendRequest(path="/a", peer="bob@example.org"), OWED),
         (StandingRequest(path="/a", peer="bob@example.org"), OWED),
         (PeerRequest(action="list"), KEYS),
+        (KeyRequest(action="show"), KEYS),
     ],
 )
 async def test_each_question_goes_to_who_knows(request_: Request, reply: Reply) -> None:

@@ -13,6 +13,7 @@ from syncd.control.messages import (
     MAX_REPLY,
     MAX_REQUEST,
     Key,
+    KeyRequest,
     Keys,
     Limited,
     LimitRequest,
@@ -45,6 +46,7 @@ REQUESTS = [
     SendRequest(path="/srv/a.pdf", peer="bob@example.org"),
     StandingRequest(path="/srv/a.pdf", peer="bob@example.org"),
     PeerRequest(action="reset-key", peer="bob@example.org"),
+    KeyRequest(action="rotate"),
 ]
 REPLIES = [
     status(transfers=(SENDING,), errors=(DECLINED,)),

@@ -305,6 +305,27 @@ def test_what_arrived_is_not_sent_back(server: Server, daemons: Daemons) -> None
         assert (len(out.passed), len(back.passed)) == (1, 1)
 
 
+def test_a_file_is_edited_in_turns(server: Server, daemons: Daemons) -> None:
+    """Each edits what it had from the other; nothing is kept twice."""
+    alice, bob = (
+        daemons.make(user, server, send_to=[other], accept_from=[other])
+        for user, other in [("alice", "bob"), ("bob", "alice")]
+    )
+    alice.start()
+    bob.start()
+    alice.drop("report", b"alice's")
+    alice.wait_delivered()
+    bob.drop("report", b"alice's, and bob's")
+    bob.wait_delivered()
+    assert digests(alice.folder) == digests(bob.folder)
+    alice.drop("report", b"alice's, and bob's, and alice's again")
+    alice.wait_delivered()
+    expected = b"alice's, and bob's, and alice's again"
+    for end in (alice, bob):
+        assert list(digests(end.folder)) == ["report"]
+        assert (end.folder / "report").read_bytes() == expected
+
+
 def test_one_file_goes_to_every_peer(server: Server, daemons: Daemons) -> None:
     alice = daemons.make("alice", server, send_to=["bob", "carol"])
     others = [daemons.make(user, server, accept_from=["alice"]) for user in ("bob", "carol")]

@@ -49,7 +49,7 @@ from tests.support.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
     from xml.etree.ElementTree import Element
 
     from trio.testing import MockClock
@@ -103,6 +103,7 @@ async def living(
     early: Iterable[Event] = (),
     lockstep: bool = False,
     messages: Mapping[str, MessageHandler] | None = None,
+    bounded: frozenset[str] = frozenset(),
 ) -> AsyncIterator[Life]:
     """Run a session with a server in memory."""
     ours, theirs = lockstep_stream_pair() if lockstep else memory_stream_pair()
@@ -112,6 +113,7 @@ async def living(
         handlers or {},
         presences.append,
         messages=messages or {},
+        bounded=bounded,
     )
     async with trio.open_nursery() as nursery:
         life = Life(subject, Server(theirs, opened=True), nursery)
@@ -499,6 +501,37 @@ async def test_a_bug_in_a_handler_is_not_hidden() -> None:
         async with living({QUERY: on_query}) as life:
             await life.server.send(f"<iq type='get' id='7'>{A_QUERY}</iq>")
             await trio.sleep_forever()
+
+
+async def test_requests_that_are_bounded_elsewhere_neither_are_refused_nor_let_others_be() -> (
+    None
+):
+    may_answer = trio.Event()
+    taken: list[str] = []
+
+    async def answer() -> None:
+        await may_answer.wait()
+
+    def on_block(iq: Iq) -> Awaitable[None]:
+        taken.append(iq.id)
+        return answer()
+
+    async def on_query(_: Iq) -> None:
+        await trio.lowlevel.checkpoint()
+
+    block = "{urn:example:block}block"
+    handlers: dict[str, Handler] = {block: on_block, QUERY: on_query}
+    async with living(handlers, bounded=frozenset({block})) as life:
+        numbers = [str(number) for number in range(MAX_HANDLING + 1)]
+        for number in numbers:
+            element = "<block xmlns='urn:example:block'/>"
+            await life.server.send(f"<iq type='set' id='{number}'>{element}</iq>")
+        await life.server.send(f"<iq type='get' id='other'>{A_QUERY}</iq>")
+        reply = await life.server.stanza()
+        assert (reply.get("id"), reply.get("type")) == ("other", "result")
+        assert taken == numbers
+        may_answer.set()
+        assert {(await life.server.stanza()).get("id") for _ in numbers} == set(numbers)
 
 
 async def test_only_so_many_requests_are_handled_at_a_time() -> None:

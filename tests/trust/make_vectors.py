@@ -124,7 +124,7 @@ def transfer(kem: Kem, size: int, offset: int) -> dict[str, Any]:
                     "statement": _statement(said, answer, DIGEST).hex(),
                     "signature": sign(said, answer, DIGEST, who),
                 }
-                for said, who in ((Said.FINISH, ALICE), (Said.RECEIPT, BOB))
+                for said, who in ((Said.FINISH, ALICE), (Said.RECEIPT, BOB), (Said.BESIDE, BOB))
             },
         },
     }

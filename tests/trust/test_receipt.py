@@ -8,7 +8,7 @@ from tests.support.sealing import ALICE, BOB, MALLORY, agree
 
 DIGEST = bytes(range(32))
 ANSWER = agree().answer
-SIGNERS = {Said.FINISH: ALICE, Said.RECEIPT: BOB}
+SIGNERS = {Said.FINISH: ALICE, Said.RECEIPT: BOB, Said.BESIDE: BOB}
 both = pytest.mark.parametrize("said", Said)
 
 

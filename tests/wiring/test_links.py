@@ -43,8 +43,10 @@ class Engine:
 
     def __init__(self) -> None:
         self.online: frozenset[str] = frozenset()
+        self.came: list[str] = []
 
     def set_online(self, peers: frozenset[str]) -> None:
+        self.came += sorted(peers - self.online)
         self.online = peers
 
 
@@ -55,9 +57,11 @@ class Sender:
         self._there = there
         self._refused = refused
         self.tried: list[str] = []
+        self.targets: list[Target] = []
 
     async def send(self, _: Source, target: Target) -> Sent:
         self.tried.append(target.jid.resource)
+        self.targets.append(target)
         if target.jid.resource in self._there:
             return Sent(confirmed=target.is_syncd, digest=bytes(32))
         if self._refused:
@@ -133,6 +137,30 @@ async def test_when_we_are_offline_nobody_else_is_tried(links: Links) -> None:
         await send(links, sender)
     assert sender.tried == ["pc"]
     assert online(links) == {"bob@example.org"}
+
+
+async def test_syncd_that_comes_beside_another_client_has_come(links: Links) -> None:
+    """What would not go to the other client waited for it."""
+    assert isinstance(links.engine, Engine)
+    come(links, "bob@example.org/phone")
+    come(links, "bob@example.org/tablet")
+    assert links.engine.came == ["bob@example.org"]
+    come(links, "bob@example.org/server", features=si.REQUIRED_FEATURES | {si.NS_SYNC})
+    assert links.engine.came == 2 * ["bob@example.org"]
+    assert online(links) == {"bob@example.org"}
+
+
+@pytest.mark.parametrize(
+    ("features", "can_seal"),
+    [({si.NS_SYNC, si.NS_SEAL}, True), ({si.NS_SYNC}, False), ({si.NS_SEAL}, False)],
+)
+async def test_only_a_syncd_is_offered_a_seal(
+    links: Links, features: set[str], can_seal: bool
+) -> None:
+    come(links, "bob@example.org/pc", features=si.REQUIRED_FEATURES | features)
+    sender = Sender("pc")
+    await send(links, sender)
+    assert [target.can_seal for target in sender.targets] == [can_seal]
 
 
 async def test_two_clients_of_one_account_are_two_peers(links: Links) -> None:

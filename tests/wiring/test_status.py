@@ -160,7 +160,9 @@ async def reporting(
             journal.pins,
             [],
             Policy.PREFERRED,
-            engine.decided,
+            decided=engine.decided,
+            against=lambda _: None,
+            replace=trio.sleep_forever,
         )
         links = Links(config, "syncd-1", transfers)
         links.engine, client = engine, links.client
