@@ -11,13 +11,13 @@ The map, in the order a file travels:
 - `daemon`: owns every nursery, `wiring` joins the layers; `config` reads the one TOML file,
   with `settings`; `errors` is the whole exception tree.
 
-Who may import whom: `errors` nobody; `xmpp`, `disk`, `trust` and `control` only
-`errors`, `sync` also `disk`; `link`, `bytestreams` and `settings` only `xmpp` and `errors`; `config` also
-`settings`, `transfer` also `disk`, `trust` and `bytestreams`; `cli` only `control`, `config`
-and `errors` (its demo command also `demo`); `demo` the sans-IO parts of `xmpp`, `bytestreams`
-and `transfer`; `wiring` and `daemon` everything else. Modules marked "Sans-IO" import no trio,
-socket, ssl, time, random or os: clock, nonces and ids are arguments. tests/test_layers.py
-proves both rules.
+Who may import whom: `errors` nobody; `xmpp`, `disk`, `trust` and `control` only `errors`,
+`sync` also `disk`; `link`, `bytestreams` and `settings` only `xmpp` and `errors`; `config`
+also `settings`, `transfer` also `disk`, `trust` and `bytestreams`; `cli` only `control`,
+`config` and `errors` (its demo command also `demo`); `demo` the sans-IO parts of `xmpp`,
+`bytestreams` and `transfer`; `wiring` and `daemon` everything else. Modules marked "Sans-IO"
+import no trio, socket, ssl, time, random or os: clock, nonces and ids are arguments.
+tests/test_layers.py proves both rules.
 """
 
 __version__ = "0.1.0"

@@ -146,8 +146,8 @@ def open_private(root: Path, *, create: bool = True) -> Iterator[int]:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             raise TransferError(
-                f"{root / PRIVATE} is a link or a file, not syncd's own directory",
-                hint="move it out of the way; syncd makes a new one",
+                f"{PRIVATE} in the folder is a link or a file, not syncd's own directory",
+                hint=f"move {root / PRIVATE} out of the way; syncd makes a new one",
             ) from error
         try:
             _check_private(os.fstat(fd), os.fstat(folder), root / PRIVATE)
@@ -156,21 +156,24 @@ def open_private(root: Path, *, create: bool = True) -> Iterator[int]:
             os.close(fd)
 
 
+# The messages are told to peers whose files are refused, and so name no place of this machine;
+# the hints are for our own user.
 def _check_private(status: os.stat_result, folder: os.stat_result, path: Path) -> None:
     if status.st_uid != os.geteuid():
         raise TransferError(
-            f"{path} belongs to another user (uid {status.st_uid})",
-            hint="move it out of the way, or give it to the user that runs syncd",
+            f"{PRIVATE} in the folder belongs to another user (uid {status.st_uid})",
+            hint=f"move {path} out of the way, or give it to the user that runs syncd",
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise TransferError(
-            f"others may write to {path}, which is syncd's own directory",
+            f"others may write to {PRIVATE} in the folder, which is syncd's own directory",
             hint=f"run: chmod 700 {shlex.quote(str(path))}",
         )
     if status.st_dev != folder.st_dev:
         raise TransferError(
-            f"{path} is on another file system than its folder",
-            hint="a file gets its name in one step only on the same one: unmount it there",
+            f"{PRIVATE} in the folder is on another file system than the folder",
+            hint="a file gets its name in one step only on the same one: "
+            f"unmount what is at {path}",
         )
 
 

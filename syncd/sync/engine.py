@@ -202,6 +202,7 @@ class Engine:
         self._folders = {rule.id: self._folder(rule) for rule in rules}
         self._online: frozenset[str] = frozenset()
         self._came_online: set[str] = set()
+        self._came_anew: set[str] = set()
         self._running: dict[tuple[str, str, str], Running] = {}  # by slot
         self._reached: dict[int, _Reached] = {}  # by the id of the delivery
         self._failures: deque[Failure] = deque(maxlen=MAX_ERRORS)
@@ -222,9 +223,16 @@ class Engine:
             task_status.started()
             await self._deliver(nursery)
 
-    def set_online(self, peers: frozenset[str]) -> None:
-        """Only these can be sent to now; who came back is tried at once."""
+    def set_online(self, peers: frozenset[str], anew: frozenset[str] = frozenset()) -> None:
+        """Only these can be sent to now; who came back is tried at once.
+
+        Args:
+          peers: As configured.
+          anew: Of these, whose syncd has just started: even what it had refused is offered
+            once more, as its user may have changed the configuration.
+        """
         self._came_online |= peers - self._online
+        self._came_anew |= anew
         self._online = peers
         self._wake.set()
 
@@ -331,6 +339,9 @@ class Engine:
     async def _deliver(self, nursery: trio.Nursery) -> None:
         while True:
             self._wake = trio.Event()  # before the look, or a wake is lost
+            while self._came_anew:
+                peer = self._came_anew.pop()
+                await self._persist(functools.partial(self._journal.unpark, peer))
             while self._came_online:
                 peer = self._came_online.pop()
                 await self._persist(functools.partial(self._journal.retry, peer))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import trio
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from syncd.disk.partial import PartialFile
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 # A mobile network may be silent for some ten seconds, and a disk that spins up too; a peer
 # that has said nothing for a minute has gone.
@@ -60,6 +61,31 @@ Direction = Literal["out", "in"]
 _limiters: trio.lowlevel.RunVar[dict[Direction, trio.CapacityLimiter]] = trio.lowlevel.RunVar(
     "data_limiters"
 )
+
+
+# Looks at folders, partial files, final names. On a disk that hangs all of them hang, and must
+# not take those with them that look up the server's name.
+DISK_THREADS = 16  # threads
+
+_disk: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("disk_limiter")
+
+
+async def on_disk(job: Callable[[Unpack[Arguments]], T], *args: *Arguments) -> T:
+    """Run in a thread what waits for a disk, and moves no bulk of bytes.
+
+    Args:
+      job: Blocks.
+      args: For it.
+
+    Returns:
+      What it returns.
+    """
+    try:
+        limiter = _disk.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(DISK_THREADS)
+        _disk.set(limiter)
+    return await trio.to_thread.run_sync(job, *args, limiter=limiter)
 
 
 class Hasher(Protocol):

@@ -195,7 +195,7 @@ class Receiver:
             self._register(incoming)
         except StanzaError:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(incoming.close)
+                await pump.on_disk(incoming.close)
             raise
         await incoming.listening.wait()
         if incoming.ended.is_set():
@@ -274,11 +274,11 @@ class Receiver:
         self._check_limits(sender)
         self._allowance(sender.bare).check(offer.size or 0)
         if inbox.portable:
-            await trio.to_thread.run_sync(check_twins, inbox.root, components)
+            await pump.on_disk(check_twins, inbox.root, components)
         key = _key(sender.bare, offer, inbox, path)
         # Now, and not when the file is whole: what the sender had when it made the offer.
         held = await self._held(inbox, path, sender.bare) if offer.sync else None
-        partial = await trio.to_thread.run_sync(PartialFile, inbox.root, key, offer.size or 0)
+        partial = await pump.on_disk(PartialFile, inbox.root, key, offer.size or 0)
         return Incoming(sender, offer, inbox, components, partial, None, sealed, held)
 
     async def _check_seal(self, sender: JID, offer: si.Offer) -> handshake.Offer | None:
@@ -358,7 +358,7 @@ class Receiver:
         version = sender.bare, offer.size, offer.sync.mtime_ns
         path = "/".join(components)
         known = await self._known(inbox, path)
-        found = await trio.to_thread.run_sync(identity_of, inbox.root, components)
+        found = await pump.on_disk(identity_of, inbox.root, components)
         if known is not None and known.peer == sender.bare and known.identity == found:
             # Of its own it may have another there, which then takes the place.
             return Present(path=path, known=known) if _version(known) == version else None
@@ -368,7 +368,7 @@ class Receiver:
         for copy in await self._beside(inbox, path):
             if _version(copy.known) == version:
                 parts = copy.path.split("/")
-                lies = await trio.to_thread.run_sync(identity_of, inbox.root, parts)
+                lies = await pump.on_disk(identity_of, inbox.root, parts)
                 if lies == copy.known.identity:
                     return copy
         return None
@@ -400,7 +400,7 @@ class Receiver:
         incoming.opening.close(refusal)
         incoming.finishing.close(refusal)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(incoming.close)
+            await pump.on_disk(incoming.close)
         self._settle(incoming)
         # Not before its file is let go of: the next offer of it may come now.
         del self._incoming[incoming.sender, incoming.offer.sid]
@@ -440,7 +440,7 @@ class Receiver:
         digest = partial.blocks.digest()
         if offer.sync is None:
             if md5 is not None and md5.hexdigest() != offer.md5:
-                await trio.to_thread.run_sync(partial.quarantine)
+                await pump.on_disk(partial.quarantine)
                 raise IntegrityError("what arrived has another MD5 than the sender gave")
             await self._check_still(incoming)
             await self._place(incoming, partial, digest)
@@ -451,7 +451,7 @@ class Receiver:
             await self._check_still(incoming)
             if (finish.size, finish.digest) != (offer.size, digest):
                 # Forged on its way, or at its source: none of it can be gone on from.
-                await trio.to_thread.run_sync(partial.quarantine)
+                await pump.on_disk(partial.quarantine)
                 raise IntegrityError("what arrived is not what was sent; it is sent anew")
             place = await self._place(incoming, partial, finish.digest)
         except SyncdError as error:
@@ -512,7 +512,7 @@ class Receiver:
                     if there and slot is not None:
                         slot.shorten(_end(incoming) - incoming.start)
                 else:
-                    await trio.to_thread.run_sync(partial.restart)
+                    await pump.on_disk(partial.restart)
             hashers: list[pump.Hasher] = [partial.blocks]
             if md5 is not None:
                 await pump.hash_prefix(partial.fd, partial.offset, md5)
@@ -533,13 +533,13 @@ class Receiver:
                 # A plain client that sends too much has another file, or began it anew where
                 # the overlap could not show it: the next time all of it is asked for.
                 if incoming.offer.sync is None:
-                    await trio.to_thread.run_sync(partial.quarantine)
+                    await pump.on_disk(partial.quarantine)
                 raise
 
     async def _place(self, incoming: Incoming, partial: PartialFile, digest: bytes) -> Place:
         """Make it durable, tell the journal, give it its name; in this order."""
         sync = incoming.offer.sync
-        sealed = await trio.to_thread.run_sync(partial.seal, sync.mtime_ns if sync else None)
+        sealed = await pump.on_disk(partial.seal, sync.mtime_ns if sync else None)
         who = incoming.sender.local or incoming.sender.domain
         portable = incoming.inbox.portable
         # Two that must not come together may lie anywhere in the tree: then one at a time.
@@ -548,20 +548,20 @@ class Receiver:
             if portable:
                 # Looked at again: another of the same name may have come meanwhile.
                 root, components = incoming.inbox.root, incoming.components
-                await trio.to_thread.run_sync(check_twins, root, components)
+                await pump.on_disk(check_twins, root, components)
             theirs = await self._replaceable(incoming)
             for _ in range(MAX_RACES):
-                place = await trio.to_thread.run_sync(
+                place = await pump.on_disk(
                     partial.choose_place, incoming.components, theirs, digest, who
                 )
                 identity = place.existing if place.action is Action.SAME else sealed
                 assert identity is not None
                 await self._arriving(_arriving(incoming, place, identity, digest))
                 if place.action is Action.SAME:
-                    await trio.to_thread.run_sync(partial.discard)
+                    await pump.on_disk(partial.discard)
                     return place
                 try:
-                    await trio.to_thread.run_sync(partial.publish, place)
+                    await pump.on_disk(partial.publish, place)
                 except FileExistsError:
                     continue
                 log.info("received %s from %s", "/".join(place.components), incoming.sender)
@@ -577,7 +577,7 @@ class Receiver:
         # What is older than ours is no change of ours: it came to the sender from a third.
         if sync is not None and held is not None and sync.mtime_ns > held.mtime_ns:
             root, components = incoming.inbox.root, incoming.components
-            if await trio.to_thread.run_sync(identity_of, root, components) == held:
+            if await pump.on_disk(identity_of, root, components) == held:
                 return held
         before = await self._known(incoming.inbox, incoming.path)
         return before.identity if before and before.peer == incoming.sender.bare else None

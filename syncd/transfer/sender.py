@@ -496,7 +496,7 @@ async def _make_offer(
         md5 = date = ""
     else:
         sync = None
-        md5 = await trio.to_thread.run_sync(_md5, fd, size) if size <= MD5_UP_TO else ""
+        md5 = await pump.on_disk(_md5, fd, size) if size <= MD5_UP_TO else ""
         changed = datetime.fromtimestamp(mtime_ns // 1_000_000_000, UTC)
         date = changed.strftime("%Y-%m-%dT%H:%M:%SZ")  # XEP-0082
     return si.Offer(
@@ -519,7 +519,7 @@ def _md5(fd: int, size: int) -> str:
 @contextlib.asynccontextmanager
 async def _opened(source: Source) -> AsyncIterator[int]:
     """Open the file, and make sure that it is the version that was to be sent."""
-    fd = await trio.to_thread.run_sync(open_source, source.root, source.path.split("/"))
+    fd = await pump.on_disk(open_source, source.root, source.path.split("/"))
     try:
         if Identity.of(os.fstat(fd)) != source.version:
             raise ChangedError("the file has changed since it was found")
@@ -531,7 +531,7 @@ async def _opened(source: Source) -> AsyncIterator[int]:
 async def _check_unchanged(source: Source) -> None:
     """Look at the path, not at our descriptor: that keeps a deleted file alive."""
     components = source.path.split("/")
-    if await trio.to_thread.run_sync(identity_of, source.root, components) != source.version:
+    if await pump.on_disk(identity_of, source.root, components) != source.version:
         raise ChangedError("the file changed, or went away, while it was being sent")
 
 

@@ -21,6 +21,7 @@ from syncd.errors import (
     TransferError,
     TruncatedError,
 )
+from syncd.transfer import pump
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -156,12 +157,12 @@ async def check_overlap(stream: SocketStream, partial: PartialFile, start: int) 
       TruncatedError, StalledError: The client went away.
     """
     came = await _read(stream, partial.offset - start)
-    if came == await trio.to_thread.run_sync(os.pread, partial.fd, len(came), start):
+    if came == await pump.on_disk(os.pread, partial.fd, len(came), start):
         return True
-    if came == await trio.to_thread.run_sync(os.pread, partial.fd, len(came), 0):
-        await trio.to_thread.run_sync(partial.restart, len(came))
+    if came == await pump.on_disk(os.pread, partial.fd, len(came), 0):
+        await pump.on_disk(partial.restart, len(came))
         return False
-    await trio.to_thread.run_sync(partial.discard)
+    await pump.on_disk(partial.discard)
     raise IntegrityError("the peer sends another file than the one it began")
 
 

@@ -301,8 +301,11 @@ class Links:
         # is only for a syncd waits for nothing else.
         came, self._syncds = syncds - self._syncds, syncds
         # The engine knows peers as they are configured, a fixed resource included.
-        for there in (online - came, online) if came else (online,):
-            self.engine.set_online(frozenset(str(peer) for peer in there))
+        if came:
+            self.engine.set_online(frozenset(str(peer) for peer in online - came))
+        self.engine.set_online(
+            frozenset(str(peer) for peer in online), frozenset(str(peer) for peer in came)
+        )
 
     def _is_syncd(self, peer: JID) -> bool:
         """Whether the client that would be sent to is one."""

@@ -406,6 +406,30 @@ async def test_a_refusal_waits_for_a_person_or_a_change(tmp_path: Path) -> None:
         assert world.deliveries[-1].version.size == 6
 
 
+async def test_a_refusal_is_asked_about_again_when_the_peers_syncd_has_started_anew(
+    tmp_path: Path,
+) -> None:
+    """Its user may have changed the configuration; who refuses still is not asked on and on."""
+    refusals = [DeclinedError("not yet"), DeclinedError("not yet")]
+    async with working(tmp_path, *refusals) as world:
+        world.drop("a")
+        await world.until(lambda now: peer(now).parked)
+        world.engine.set_online(frozenset({BOB}), anew=frozenset({BOB}))
+        await world.until_begun(2)
+        await world.until(lambda now: peer(now).parked)
+        world.engine.set_online(frozenset({BOB}), anew=frozenset({BOB}))
+        assert peer(await world.until_idle()) == PeerCount(delivered=1)
+        assert len(world.begun) == 3
+
+
+async def test_what_a_person_has_decided_about_a_peer_is_tried_at_once(tmp_path: Path) -> None:
+    async with working(tmp_path, DeclinedError("another key")) as world:
+        world.drop("a")
+        await world.until(lambda now: peer(now).parked)
+        await world.engine.decided(BOB)
+        assert peer(await world.until_idle()) == PeerCount(delivered=1)
+
+
 async def test_a_file_that_changed_while_it_was_sent_is_looked_at_again(
     tmp_path: Path,
 ) -> None:

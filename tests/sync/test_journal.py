@@ -256,6 +256,17 @@ async def test_a_peer_that_is_back_is_tried_at_once_with_all_but_what_is_parked(
     assert (await only(journal, CAROL)).not_before == NOW + 900
 
 
+async def test_what_is_unparked_is_that_of_one_account_with_all_its_resources(
+    journal: Journal,
+) -> None:
+    peers = [BOB, f"{BOB}/desk", f"{BOB}x", CAROL]
+    await journal.owe([named("a")], peers)
+    for delivery in await owed(journal, *peers):
+        await journal.failed(delivery, "declined", "", None)
+    await journal.unpark(BOB)
+    assert {each.peer for each in await owed(journal, *peers)} == {BOB, f"{BOB}/desk"}
+
+
 async def test_a_file_that_is_gone_is_owed_to_nobody(journal: Journal) -> None:
     await journal.owe([named("a"), named("b")], [BOB, CAROL])
     await journal.gone("photos", ["a"])

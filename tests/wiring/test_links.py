@@ -44,8 +44,10 @@ class Engine:
     def __init__(self) -> None:
         self.online: frozenset[str] = frozenset()
         self.came: list[str] = []
+        self.anew: list[str] = []
 
-    def set_online(self, peers: frozenset[str]) -> None:
+    def set_online(self, peers: frozenset[str], anew: frozenset[str] = frozenset()) -> None:
+        self.anew += sorted(anew)
         self.came += sorted(peers - self.online)
         self.online = peers
 
@@ -147,6 +149,7 @@ async def test_syncd_that_comes_beside_another_client_has_come(links: Links) -> 
     assert links.engine.came == ["bob@example.org"]
     come(links, "bob@example.org/server", features=si.REQUIRED_FEATURES | {si.NS_SYNC})
     assert links.engine.came == 2 * ["bob@example.org"]
+    assert links.engine.anew == ["bob@example.org"]
     assert online(links) == {"bob@example.org"}
 
 
