@@ -171,7 +171,7 @@ def _check_private(status: os.stat_result, folder: os.stat_result, path: Path) -
         )
     if status.st_dev != folder.st_dev:
         raise TransferError(
-            f"{PRIVATE} in the folder is on another file system than the folder",
+            f"{PRIVATE} in the folder is on another file system than its folder",
             hint="a file gets its name in one step only on the same one: "
             f"unmount what is at {path}",
         )

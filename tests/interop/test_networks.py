@@ -55,7 +55,7 @@ def deliver(
 ) -> None:
     """Send a file from alice to bob; it takes this way, with no configuration for that."""
     with servers.prosody(
-        directory, address=nets.SERVER, inside=networks.server, proxy=proxy
+        directory, address=networks.address, inside=networks.server, proxy=proxy
     ) as server:
         ports = free_ports(2)
         alice = daemons.make(

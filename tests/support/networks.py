@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 _ENDS = ("alice", "bob")
 
-# Where the server is for everybody, whichever link they use.
-SERVER = "10.77.9.9"
-
 # Linux hands out higher ones to whoever connects somewhere: what goes to a port up to this one
 # is for a listener.
 _LAST_LISTENING_PORT = 32_767
@@ -48,8 +45,14 @@ def missing() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Networks:
-    """The namespaces; each attribute is a command that runs another one inside."""
+    """The namespaces.
 
+    Attributes:
+      address: Where the server is for everybody, whichever link they use.
+      server, alice, bob: A command that runs another one inside.
+    """
+
+    address: str
     server: tuple[str, ...]
     alice: tuple[str, ...]
     bob: tuple[str, ...]
@@ -67,12 +70,14 @@ def networks(*, routed: bool, closed: Literal["", "alice", "bob"] = "") -> Itera
     mark = secrets.token_hex(3)
     names = {role: f"syncd-{mark}-{role}" for role in ("server", *_ENDS)}
     root_link = f"sd{mark}"
+    # Of the root's own network only this is used: two runs at a time shall not meet there.
+    net = f"10.77.{100 + secrets.randbelow(150)}"
     try:
         for name in names.values():
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
         middle = names["server"]
-        _ip("-n", middle, "address", "add", f"{SERVER}/32", "dev", "lo")
+        _ip("-n", middle, "address", "add", f"{net}.9/32", "dev", "lo")
         for number, role in enumerate(_ENDS, start=1):
             _join(middle, f"to-{role}", names[role], "uplink", number)
             _ip("-n", names[role], "route", "add", "default", "via", f"10.77.{number}.1")
@@ -83,14 +88,15 @@ def networks(*, routed: bool, closed: Literal["", "alice", "bob"] = "") -> Itera
             _ip("-n", middle, "rule", "add", *rule)
         # The tests themselves look at the server from outside.
         _ip("link", "add", root_link, "type", "veth", "peer", "name", "root", "netns", middle)
-        _ip("address", "add", "10.77.3.2/24", "dev", root_link)
+        _ip("address", "add", f"{net}.2/24", "dev", root_link)
         _ip("link", "set", root_link, "up")
-        _ip("-n", middle, "address", "add", "10.77.3.1/24", "dev", "root")
+        _ip("-n", middle, "address", "add", f"{net}.1/24", "dev", "root")
         _ip("-n", middle, "link", "set", "root", "up")
-        _ip("route", "add", f"{SERVER}/32", "via", "10.77.3.1", "dev", root_link)
+        _ip("route", "add", f"{net}.9/32", "via", f"{net}.1", "dev", root_link)
         forward = f"echo {int(routed)} > /proc/sys/net/ipv4/ip_forward"
         _run("ip", "netns", "exec", middle, "sh", "-c", forward)
-        yield Networks(**{role: ("ip", "netns", "exec", name) for role, name in names.items()})
+        inside = {role: ("ip", "netns", "exec", name) for role, name in names.items()}
+        yield Networks(address=f"{net}.9", **inside)
     finally:
         _ip("link", "delete", root_link, check=False)
         for name in names.values():
