@@ -334,17 +334,20 @@ class Session:
     async def _keep_alive(self, stream_scope: trio.CancelScope) -> None:
         """End the connection when the server falls silent (XEP-0199).
 
-        It may also be the server that wants to hear something of us (XEP-0478), and a ping
-        does for both.
+        Where only the server wants to hear something of us (XEP-0478), a space does.
         """
-        asked_at = trio.current_time()
+        spoke_at = trio.current_time()
         while True:
-            speak_by = asked_at + self._stream.limits.speak_every
-            quiet_until = min(self._last_read + PING_AFTER, speak_by)
-            if trio.current_time() < quiet_until:
-                await trio.sleep_until(quiet_until)
+            ask_at = self._last_read + PING_AFTER
+            speak_by = spoke_at + self._stream.limits.speak_every
+            if trio.current_time() < min(ask_at, speak_by):
+                await trio.sleep_until(min(ask_at, speak_by))
                 continue
-            asked_at = trio.current_time()
+            spoke_at = asked_at = trio.current_time()
+            if asked_at < ask_at:
+                self._stream.keep_alive()
+                self._writable.set()
+                continue
             with trio.move_on_after(PING_TIMEOUT) as waiting:
                 try:
                     await self.request("get", None, make(PING))

@@ -292,6 +292,11 @@ class ClientStream:
         self.limits.check(data)
         self.sm.sent(data)
 
+    def keep_alive(self) -> None:
+        """Queue a space: a sign of life that nobody answers (RFC 6120 section 4.6.1)."""
+        if self.is_open:
+            self._out += b" "
+
     def close(self) -> None:
         """Queue our footer; the server's footer, or its hanging up, ends the stream."""
         if self.state is not State.CLOSED and not self._closing:

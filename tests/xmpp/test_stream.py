@@ -178,6 +178,15 @@ def test_a_server_without_xmpp_1_0_is_refused(version: str) -> None:
     assert told(events) == ["ended by RemoteProtocolError: the server speaks no XMPP 1.0"]
 
 
+def test_sign_of_life_is_a_space_and_nothing_behind_our_footer() -> None:
+    stream = open_stream()
+    stream.keep_alive()
+    assert stream.data_to_send() == b" "
+    stream.close()
+    stream.keep_alive()
+    assert stream.data_to_send() == b"</stream:stream>"
+
+
 def test_we_close_and_the_server_answers() -> None:
     """Section 4.4; what comes before its footer is still delivered."""
     stream = open_stream()
