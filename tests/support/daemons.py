@@ -221,7 +221,9 @@ class Daemons:
         secret.touch(mode=0o600)
         secret.write_text(password or (server.password(user) if server else "none"))
         account = [
-            f'server = "{server.host}:{server.port}"' if server else 'server = "127.0.0.1:1"'
+            f'server = "{_at(server.host)}:{server.port}"'
+            if server
+            else 'server = "127.0.0.1:1"'
         ]
         account += ['tls = "starttls"']
         account += [f"ca_file = {_toml(server.ca_file)}"] if server else []
@@ -314,6 +316,11 @@ def _environment(home: Path) -> dict[str, str]:
         # A warning about a coroutine never awaited or a file never closed is in the log.
         "PYTHONWARNINGS": "default",
     }
+
+
+def _at(host: str) -> str:
+    """As it stands in front of a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _toml(value: object) -> str:
