@@ -86,6 +86,21 @@ async def test_sealed_file_that_was_cut_goes_on_under_a_key_of_its_own(tmp_path:
         assert 3 * MIB - 3 * 65_552 <= second <= 3 * MIB
 
 
+async def test_sealed_file_that_was_cut_goes_on_by_another_way(tmp_path: Path) -> None:
+    data = content(8 * MIB)
+    async with open_peers(tmp_path, sealed=True) as peers:
+        source = peers.write("a", data)
+        peers.relay.cut_at(7 * MIB)
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        target = Target(jid=BOB, is_syncd=True, can_seal=True)
+        assert await peers.make_sender(None).send(source, target) == sealed(data)
+        assert peers.received() == {"a": data}
+        assert [each.progress.method for each in peers.incoming] == ["direct", "ibb"]
+        assert answers(peers)[1].offset > 6 * MIB
+
+
 async def test_receipt_that_is_lost_is_the_same_when_it_is_asked_for_again(
     tmp_path: Path,
 ) -> None:
