@@ -565,7 +565,7 @@ def explain(error: StanzaError, peer: JID) -> SyncdError:
     if error.condition in _DECLINED and error.type is not ErrorType.WAIT:
         return DeclinedError(
             f"{peer.bare} does not accept the file{reason} [{error.condition}]",
-            hint="ask them to add you to accept_from of the folder"
+            hint="ask them to add you to accept_from, of the folder or of their [inbox]"
             if error.condition == "forbidden"
             else "ask them why",
         )
