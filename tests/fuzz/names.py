@@ -11,22 +11,18 @@ needed to see it again::
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib
 import os
-import sys
 import tempfile
-import time
 import unicodedata
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from syncd.control.escape import printable
 from syncd.disk import beneath, paths
 from syncd.errors import DeclinedError, ErrorType, TransferError
+from tests.fuzz import loop
 from tests.support.hostile import corpus
 
 pieces = st.sampled_from([
@@ -112,43 +108,10 @@ def one_input(data: bytes) -> None:
         check(data.decode(errors="surrogateescape"), Path(around))
 
 
-def main() -> None:
-    """Fuzz until the time is up, or something is found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
-    parser.add_argument("--atheris", action="store_true", help="let atheris make the inputs")
-    arguments = parser.parse_args()
-    if arguments.atheris:
-        atheris = importlib.import_module("atheris")
-        atheris.Setup(sys.argv[:1], one_input)
-        atheris.Fuzz()
-    end, number, count = time.monotonic() + arguments.seconds, arguments.seed, 0
-    while time.monotonic() < end:
-
-        @seed(number)
-        @settings(
-            max_examples=500,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(inputs)
-        def fuzz(drawn: str) -> None:
-            nonlocal count
-            count += 1
-            with tempfile.TemporaryDirectory() as around:
-                check(drawn, Path(around))
-
-        try:
-            fuzz()
-        except BaseException:
-            sys.stderr.write(f"\nFound with --seed {number}\n")
-            raise
-        number += 1
-    sys.stdout.write(f"{count} inputs, seeds {arguments.seed} to {number - 1}: nothing found\n")
+def _check_apart(drawn: str) -> None:
+    with tempfile.TemporaryDirectory() as around:
+        check(drawn, Path(around))
 
 
 if __name__ == "__main__":
-    main()
+    loop.run(__doc__, inputs, _check_apart, one_input)

@@ -11,15 +11,10 @@ needed to see it again::
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from syncd.errors import IntegrityError, RemoteProtocolError
@@ -28,6 +23,7 @@ from syncd.trust.handshake import Answer, Offer
 from syncd.trust.kem import Kem
 from syncd.trust.receipt import Said, sign
 from syncd.trust.receipt import check as check_receipt
+from tests.fuzz import loop
 from tests.support.sealing import BOB, TERMS, Agreed, agree, opened, plaintext, sealed
 
 REFUSED = (IntegrityError, RemoteProtocolError)
@@ -160,42 +156,5 @@ def one_input(data: bytes) -> None:
     raise AssertionError("a receipt that nobody signed")
 
 
-def main() -> None:
-    """Fuzz until the time is up, or something is found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
-    parser.add_argument("--atheris", action="store_true", help="let atheris make the inputs")
-    arguments = parser.parse_args()
-    if arguments.atheris:
-        atheris = importlib.import_module("atheris")
-        atheris.Setup(sys.argv[:1], one_input)
-        atheris.Fuzz()
-    end, number, count = time.monotonic() + arguments.seconds, arguments.seed, 0
-    while time.monotonic() < end:
-
-        @seed(number)
-        @settings(
-            max_examples=500,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(inputs)
-        def fuzz(drawn: tuple[Kem, int, int, Changes, Changes, list[Cut]]) -> None:
-            nonlocal count
-            count += 1
-            check(*drawn)
-
-        try:
-            fuzz()
-        except BaseException:
-            sys.stderr.write(f"\nFound with --seed {number}\n")
-            raise
-        number += 1
-    sys.stdout.write(f"{count} inputs, seeds {arguments.seed} to {number - 1}: nothing found\n")
-
-
 if __name__ == "__main__":
-    main()
+    loop.run(__doc__, inputs, lambda drawn: check(*drawn), one_input)

@@ -11,17 +11,12 @@ needed to see it again::
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
-import importlib
 import re
-import sys
-import time
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, XMLPullParser
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from syncd.bytestreams import s5b
@@ -51,6 +46,7 @@ from syncd.xmpp.stream import (
     TLSWanted,
 )
 from syncd.xmpp.xml import Closed, Malformed, Opened, StreamParser, namespace, serialise
+from tests.fuzz import loop
 from tests.support.wire import (
     AUTHENTICATION,
     BIND_FEATURE,
@@ -352,42 +348,5 @@ def one_input(data: bytes) -> None:
         check(names[data[0] % len(names)], data[4:], [size + 1 for size in data[1:4]] * 20)
 
 
-def main() -> None:
-    """Fuzz until the time is up, or something is found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
-    parser.add_argument("--atheris", action="store_true", help="let atheris make the inputs")
-    arguments = parser.parse_args()
-    if arguments.atheris:
-        atheris = importlib.import_module("atheris")
-        atheris.Setup(sys.argv[:1], one_input)
-        atheris.Fuzz()
-    end, number, count = time.monotonic() + arguments.seconds, arguments.seed, 0
-    while time.monotonic() < end:
-
-        @seed(number)
-        @settings(
-            max_examples=500,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(inputs)
-        def fuzz(drawn: tuple[str, bytes, list[int]]) -> None:
-            nonlocal count
-            count += 1
-            check(*drawn)
-
-        try:
-            fuzz()
-        except BaseException:
-            sys.stderr.write(f"\nFound with --seed {number}\n")
-            raise
-        number += 1
-    sys.stdout.write(f"{count} inputs, seeds {arguments.seed} to {number - 1}: nothing found\n")
-
-
 if __name__ == "__main__":
-    main()
+    loop.run(__doc__, inputs, lambda drawn: check(*drawn), one_input)
