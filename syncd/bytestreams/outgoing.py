@@ -260,6 +260,8 @@ class Requester:
             self._proxies.failed(attempt.to, [None], self._clock())
             raise OpeningError("unconnected", str(error), hint=error.hint) from error
         host, port = stream.socket.getsockname()[:2]
+        # As a socket for both families calls what it has of IPv4 (RFC 4291 section 2.5.5.2).
+        host = host.removeprefix("::ffff:")
         self._proxies.worked(attempt.to, None, self._clock(), host=host)
         via = str(s5b.Streamhost(attempt.own, host, port))
         return Opened(stream=stream, method="direct", via=via)

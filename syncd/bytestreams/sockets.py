@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import socket
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -154,12 +155,13 @@ class Listener:
     def addresses(self) -> list[str]:
         """Where others may reach the listener, likeliest first.
 
-        Bound to a wildcard, these are the machine's own addresses of that family; bound to one
-        address, it is that one, even on the loopback: then the peers are on this machine.
+        Bound to a wildcard, these are the machine's own addresses, of IPv4 alone if it is that
+        of IPv4; bound to one address, it is that one, even on the loopback: then the peers are
+        on this machine.
         """
         if self.host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             return [self.host]
-        return [each for each in own_addresses() if (":" in each) == (":" in self.host)]
+        return [each for each in own_addresses() if self.host == "::" or ":" not in each]
 
     @contextmanager
     def expect(self, address: str, *aliases: str) -> Iterator[Slot]:
@@ -256,7 +258,7 @@ async def open_listener(host: str, port: int) -> AsyncIterator[Listener]:
       ConfigError: The address cannot be bound; says why.
     """
     try:
-        listening, *others = await trio.open_tcp_listeners(port, host=host)
+        listening, *others = await _listen(host, port)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {_reason(error)}",
@@ -274,6 +276,15 @@ async def open_listener(host: str, port: int) -> AsyncIterator[Listener]:
             yield listener
         finally:
             nursery.cancel_scope.cancel()
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    if host != "::" or not socket.has_dualstack_ipv6():
+        return list(await trio.open_tcp_listeners(port, host=host))
+    # One port for both, as a peer is told only one; trio keeps the two apart.
+    both = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
+    both.setblocking(False)
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(both))]
 
 
 async def connect_streamhost(streamhost: Streamhost, address: str) -> trio.SocketStream:

@@ -11,6 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from syncd.bytestreams import sockets
+from syncd.bytestreams.addresses import own_addresses
 from syncd.bytestreams.s5b import Streamhost
 from syncd.bytestreams.sockets import (
     Listener,
@@ -303,7 +304,20 @@ async def test_the_listener_knows_where_it_can_be_reached() -> None:
         assert listener.addresses() == ["127.0.0.1"]
         assert f"port {listener.port}" in repr(listener)
     assert all(":" not in address for address in Listener("0.0.0.0", 1).addresses())
-    assert all(":" in address for address in Listener("::", 1).addresses())
+    assert Listener("::", 1).addresses() == own_addresses()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_the_listener_of_ipv6_is_reached_by_both_families(host: str) -> None:
+    async with open_listener("::", 0) as listener:
+        with listener.expect(ADDRESS) as slot:
+            streamhost = Streamhost(PEER, host, listener.port)
+            theirs = await connect_streamhost(streamhost, ADDRESS)
+            ours = await slot.winner()
+            await ours.send_all(b"file")
+            assert bytes(await theirs.receive_some(10)) == b"file"
+            await theirs.aclose()
+            await ours.aclose()
 
 
 class TwoAddresses(trio.abc.HostnameResolver):
