@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from syncd.bytestreams.proxies import Proxies
     from syncd.bytestreams.s5b import Streamhost
-    from syncd.xmpp.stanza import Iq, IqType
+    from syncd.xmpp.stanza import Request
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +56,6 @@ SAVE_TIMEOUT = 2.0  # seconds
 _REFUSALS = frozenset({"forbidden", "not-allowed", "not-authorized"})
 
 _LIKELY = ("proxy", "socks", "bytestream", "s5b")
-
-
-class Request(Protocol):
-    """Sends an iq and returns its result; raises `StanzaError` or `OfflineError`."""
-
-    async def __call__(  # noqa: D102 - the class says it
-        self, kind: IqType, to: JID | None, payload: Element, timeout: float
-    ) -> Iq: ...
 
 
 class Memory(Protocol):

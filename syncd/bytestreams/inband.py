@@ -25,7 +25,7 @@ import logging
 import socket
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from syncd.xmpp.jid import JID
-    from syncd.xmpp.stanza import Iq, IqType
+    from syncd.xmpp.stanza import Iq, Request
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +71,6 @@ SOCKET_BUFFER = 8_192  # bytes
 MAX_PENDING = 1 << 20  # bytes of one stream
 # The same, however small they are: each has a task that waits for room.
 MAX_BLOCKS = 512  # blocks of one stream
-
-
-class Request(Protocol):
-    """Sends an iq and returns its result; raises `StanzaError` or `OfflineError`.
-
-    The iq is queued for the server before it waits for the first time: what is called first
-    is sent first.
-    """
-
-    async def __call__(  # noqa: D102 - the class says it
-        self, kind: IqType, to: JID | None, payload: Element, timeout: float
-    ) -> Iq: ...
 
 
 class Inband:

@@ -35,12 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from xml.etree.ElementTree import Element
 
-    from syncd.bytestreams.discovery import Request
     from syncd.bytestreams.proxies import Proxies
     from syncd.bytestreams.s5b import Streamhost
     from syncd.bytestreams.sockets import Listener, Slot
     from syncd.xmpp.jid import JID
-    from syncd.xmpp.stanza import Iq
+    from syncd.xmpp.stanza import Iq, Request
 
 # The target tries our streamhosts one after the other, some clients for 7 s each.
 USED_TIMEOUT = 120.0  # seconds

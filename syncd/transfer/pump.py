@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from syncd.disk.partial import PartialFile
+    from syncd.xmpp.jid import JID
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -122,6 +123,10 @@ class Throttle(Protocol):
         Returns:
           How long to wait before more move, in seconds.
         """
+
+
+def unlimited(_: JID) -> None:
+    """No throttle, for whomever."""
 
 
 class Sealer(Protocol):

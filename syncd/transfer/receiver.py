@@ -77,10 +77,6 @@ MAX_RECEIPTS = 1_024  # receipts
 MAX_RACES = 10  # tries
 
 
-def _unlimited(_: JID) -> None:
-    return None
-
-
 async def _nothing_beside(_inbox: Inbox, _path: str) -> list[Present]:
     return []
 
@@ -132,7 +128,7 @@ class Receiver:
         arriving: Callable[[Arriving], Awaitable[None]],
         watch: Callable[[Incoming], AbstractContextManager[None]],
         inband: Inband | None = None,
-        throttle: Callable[[JID], pump.Throttle | None] = _unlimited,
+        throttle: Callable[[JID], pump.Throttle | None] = pump.unlimited,
         seals: Seals | None = None,
         allowance: Callable[[JID], Allowance] = lambda _: _Anything(),
         beside: Callable[[Inbox, str], Awaitable[Sequence[Present]]] = _nothing_beside,

@@ -14,7 +14,7 @@ import termios
 import unicodedata
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import blake3
 import trio
@@ -45,13 +45,12 @@ from syncd.xmpp.xml import is_writable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
-    from xml.etree.ElementTree import Element
 
     from syncd.bytestreams.inband import Inband
     from syncd.bytestreams.outgoing import Place, Requester
     from syncd.transfer.sealing import Seal, Seals
     from syncd.xmpp.jid import JID
-    from syncd.xmpp.stanza import Iq, IqType
+    from syncd.xmpp.stanza import Request
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +77,6 @@ LINGER_CHUNK = 4_096  # bytes
 RECEIPT_TRIES = 3  # tries
 # How long a broken stream may take to come back, before the delivery starts anew later.
 RECONNECT_TIMEOUT = 60.0  # seconds
-
-
-class Request(Protocol):
-    """Sends an iq and returns its result; raises `StanzaError` or `OfflineError`."""
-
-    async def __call__(  # noqa: D102 - the class says it
-        self, kind: IqType, to: JID | None, payload: Element, timeout: float
-    ) -> Iq: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +128,6 @@ class Sent:
     beside: bool = False
 
 
-def _unlimited(_: JID) -> None:
-    return None
-
-
 class Sender:
     """Sends files.
 
@@ -166,7 +153,7 @@ class Sender:
             [Target, Source, pump.Progress], contextlib.AbstractContextManager[None]
         ],
         own_jid: Callable[[], JID | None],
-        throttle: Callable[[JID], pump.Throttle | None] = _unlimited,
+        throttle: Callable[[JID], pump.Throttle | None] = pump.unlimited,
         seals: Seals | None = None,
     ) -> None:
         self._request = request

@@ -295,7 +295,7 @@ class Links:
         if self.client.since != self._since:
             self._since = self.client.since
             self.discovery.refresh()
-        online = frozenset(peer for peer in self.peers if peer in self.client.contacts.online())
+        online = self.client.contacts.online()
         syncds = frozenset(peer for peer in online if self._is_syncd(peer))
         # A peer whose syncd comes while another client of theirs is there has come, too: what
         # is only for a syncd waits for nothing else.
@@ -316,10 +316,10 @@ class Links:
         """How many deliveries may run to a peer; a client not known to take more gets one."""
         jid = JID.parse(peer)
         try:
-            resource = self.client.contacts.choose(jid)
+            several = self._is_syncd(jid)
         except OfflineError:
-            return 1
-        if resource.info is None or si.NS_SYNC not in resource.info.features:
+            several = False
+        if not several:
             return 1
         return self._parallel.get(jid.bare) or self.config.transfer.parallel
 

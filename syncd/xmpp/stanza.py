@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from syncd.errors import ErrorType, StanzaError, StreamError
 from syncd.xmpp.jid import JID
@@ -72,6 +72,18 @@ class Iq:
     sender: JID | None
     payload: Element | None
     element: Element
+
+
+class Request(Protocol):
+    """Sends an iq and returns its result; raises `StanzaError` or `OfflineError`.
+
+    The iq is queued for the server before it waits for the first time: what is called first
+    is sent first.
+    """
+
+    async def __call__(  # noqa: D102 - the class says it
+        self, kind: IqType, to: JID | None, payload: Element, timeout: float
+    ) -> Iq: ...
 
 
 def read_iq(element: Element) -> Iq:

@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from syncd.bytestreams import ibb, inband
 from syncd.bytestreams.ibb import Block
-from syncd.bytestreams.inband import Inband, Request, Sending, Slot
+from syncd.bytestreams.inband import Inband, Sending, Slot
 from syncd.errors import (
     BytestreamError,
     ErrorType,
@@ -24,7 +24,7 @@ from syncd.errors import (
 )
 from syncd.transfer import pump
 from syncd.xmpp.jid import JID
-from syncd.xmpp.stanza import Iq, IqType
+from syncd.xmpp.stanza import Iq, IqType, Request
 from syncd.xmpp.xml import serialise
 from tests.support.steps import cancelled_at, open_sockets
 
