@@ -16,6 +16,7 @@ from tests.support.pair import (
     ARRIVED,
     BIG,
     MIB,
+    ODD_NAMES,
     Pair,
     assert_delivered,
     noise,
@@ -27,21 +28,6 @@ from tests.support.processes import free_ports, until
 if TYPE_CHECKING:
     from tests.support.daemons import Daemons
     from tests.support.servers import Server
-
-ODD_NAMES = [
-    " a space at each end ",
-    "two  words.txt",
-    "ümläut 日本語 🎉.txt",
-    'it\'s "quoted".txt',
-    "a&b<c>d;&amp;.xml",
-    "]]>.xml",
-    "100%41.txt",
-    "back\\slash",
-    "-rf",
-    "C: is no drive",
-    "x" * 255,
-    "ein Ordner mit Ä/unter & <drunter>/{leaf}.txt",
-]
 
 
 # --- Whole files, whatever they are

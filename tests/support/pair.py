@@ -22,6 +22,22 @@ FIRST = 8 * MIB  # bytes
 # So much has certainly arrived then: the rest may lie in buffers on the way.
 ARRIVED = 2 * MIB  # bytes
 
+# Names that a file system takes, and that something on the way might not.
+ODD_NAMES = [
+    " a space at each end ",
+    "two  words.txt",
+    "ümläut 日本語 🎉.txt",
+    'it\'s "quoted".txt',
+    "a&b<c>d;&amp;.xml",
+    "]]>.xml",
+    "100%41.txt",
+    "back\\slash",
+    "-rf",
+    "C: is no drive",
+    "x" * 255,
+    "ein Ordner mit Ä/unter & <drunter>/{leaf}.txt",
+]
+
 
 def noise(size: int, seed: int = 0) -> bytes:
     """Bytes that nobody can compress, and no two alike pieces of which could be swapped."""
