@@ -141,12 +141,6 @@ CREATE TABLE pin (           -- the key that each peer has shown
   first_seen REAL NOT NULL, last_seen REAL NOT NULL,  -- seconds since 1970
   verified_at REAL           -- likewise
 ) WITHOUT ROWID;
-CREATE TABLE md5 (           -- of files that go to clients which ask for it
-  folder TEXT NOT NULL, path TEXT NOT NULL,
-  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
-  digest TEXT NOT NULL,
-  PRIMARY KEY (folder, path)
-) WITHOUT ROWID;
 """
 
 _THIRD = """

@@ -251,7 +251,6 @@ class Journal:
         def work(db: sqlite3.Connection) -> None:
             db.executemany("DELETE FROM owed WHERE folder = ? AND path = ?", keys)
             db.executemany("DELETE FROM file WHERE folder = ? AND path = ?", keys)
-            db.executemany("DELETE FROM md5 WHERE folder = ? AND path = ?", keys)
 
         await self._run(work)
 
@@ -373,28 +372,6 @@ class Journal:
     async def standing(self, folder: str, path: str, peer: str) -> Standing:
         """Say what has become of a file that was owed to a peer."""
         return await self._read(lambda db: _standing(db, (folder, path, peer)))
-
-    async def md5(self, version: FileVersion) -> str | None:
-        """The MD5 of a version, hexadecimal, if it was worked out before."""
-
-        def work(db: sqlite3.Connection) -> str | None:
-            row = db.execute(
-                "SELECT digest FROM md5"
-                " WHERE folder = ? AND path = ? AND (size, mtime_ns, inode) = (?, ?, ?)",
-                (version.folder, version.path, *_identity(version)),
-            ).fetchone()
-            return None if row is None else str(row[0])
-
-        return await self._read(work)
-
-    async def keep_md5(self, version: FileVersion, digest: str) -> None:
-        """Keep the MD5 of a version, which takes the place of an older one's."""
-        await self._run(
-            lambda db: db.execute(
-                "INSERT OR REPLACE INTO md5 VALUES (?, ?, ?, ?, ?, ?)",
-                (version.folder, version.path, *_identity(version), digest),
-            )
-        )
 
 
 def _owe(

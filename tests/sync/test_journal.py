@@ -670,23 +670,6 @@ async def test_what_is_sent_to_somebody_unknown_is_forgotten(journal: Journal) -
     assert (await only(journal, CAROL)).version == OUTSIDE_FILE
 
 
-# --- MD5
-
-
-async def test_the_md5_of_a_version_is_kept_until_another_takes_its_place(
-    journal: Journal,
-) -> None:
-    newer = replace(VERSION, size=11)
-    assert await journal.md5(VERSION) is None
-    await journal.keep_md5(VERSION, "00" * 16)
-    assert await journal.md5(VERSION) == "00" * 16
-    assert await journal.md5(newer) is None
-    await journal.keep_md5(newer, "11" * 16)
-    assert [await journal.md5(VERSION), await journal.md5(newer)] == [None, "11" * 16]
-    await journal.gone(VERSION.folder, [VERSION.path])
-    assert await journal.md5(newer) is None
-
-
 # --- Across lives
 
 
