@@ -72,6 +72,9 @@ MAX_PENDING = 1 << 20  # bytes of one stream
 # The same, however small they are: each has a task that waits for room.
 MAX_BLOCKS = 512  # blocks of one stream
 
+# What these limits bound, so that whoever routes requests need not.
+BOUNDED = frozenset({ibb.DATA, ibb.CLOSE})  # tags of payloads
+
 
 class Inband:
     """All in-band bytestreams of an account.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import syncd
 from syncd.bytestreams import ibb, s5b
 from syncd.bytestreams.discovery import Discovery, MemoryFile
-from syncd.bytestreams.inband import Inband
+from syncd.bytestreams.inband import BOUNDED, Inband
 from syncd.bytestreams.outgoing import Requester
 from syncd.bytestreams.proxies import Proxies
 from syncd.control.escape import printable
@@ -160,7 +160,7 @@ class Links:
             | _handlers(self.inband),
             messages={ibb.DATA: self.inband.on_message} if self.inband else {},
             # One block that is refused, while those behind it are taken, ends a stream.
-            bounded=frozenset({ibb.DATA, ibb.CLOSE}),
+            bounded=BOUNDED,
             changed=self._contacts_changed,
             logged_in=lambda *pin: keyring.write_pin(config.state_dir, jid, keyring.Pin(*pin)),
         )

@@ -26,7 +26,7 @@ import trio.testing
 from trio.testing import memory_stream_pair
 
 from syncd.bytestreams import ibb, s5b
-from syncd.bytestreams.inband import Inband
+from syncd.bytestreams.inband import BOUNDED, Inband
 from syncd.bytestreams.outgoing import Requester
 from syncd.bytestreams.proxies import Probed, Proxies
 from syncd.bytestreams.s5b import Streamhost
@@ -281,6 +281,7 @@ class Script:
             lambda _: None,
             answers,
             {ibb.DATA: lambda sender, data: self._inband.on_message(sender, data)},
+            BOUNDED,
         )
         self.server = Server(theirs, opened=True)
         self.incoming: list[Incoming] = []
