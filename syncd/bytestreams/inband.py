@@ -443,6 +443,7 @@ class Sending:
         self._error: SyncdError | None = None
         self._running = trio.CancelScope()
         self._source: trio.SocketStream | None = None
+        self._maybe_open = False
         self._finished = False
 
     def __repr__(self) -> str:
@@ -493,11 +494,16 @@ class Sending:
         opened = False
         while not opened:
             opening = ibb.make_open(machine.sid, machine.block_size)
+            self._maybe_open = True  # stays, when we are cancelled meanwhile
             try:
                 await self._request("set", self._to, opening, timeout)
                 opened = True
             except StanzaError as error:
+                self._maybe_open = False
                 machine.open_refused(error)
+            except OfflineError:
+                self._maybe_open = False
+                raise
         machine.opened()
         try:
             ours, theirs = _pair()
@@ -585,8 +591,8 @@ class Sending:
         if self._source is not None:
             self._source.socket.close()
             self.stream.socket.close()
-        opened = self._machine.state is not ibb.State.NEW
-        return opened and not self._finished and not self._machine.closed_by_peer
+        # A peer that is just being asked may open it yet, and would wait for bytes.
+        return self._maybe_open and not self._finished and not self._machine.closed_by_peer
 
 
 @asynccontextmanager

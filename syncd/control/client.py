@@ -7,8 +7,10 @@ ZeroMQ connects to anything and queues in silence, so only the lock beside the s
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar, overload
 
 import zmq
@@ -37,13 +39,13 @@ from syncd.control.messages import (
 from syncd.errors import ControlError, ErrorType, NotFoundError, NotRunningError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from syncd.control.messages import Reply, Request
 
 # How often we look whether the daemon still lives while it owes us an answer, or whether
-# it has made its socket by now.
+# it has made its socket by now; and whether somebody has pressed Ctrl-C.
 _LOOK = 0.2  # seconds
 
 # Before asking again a daemon that has its hands full.
@@ -104,6 +106,26 @@ def ask(path: Path, request: Request, *, timeout: float) -> Reply:
             raise _silent(path, pid, timeout)
         time.sleep(_LOOK)
         _require_same(path, pid)
+    with _interrupted_later():
+        return _exchange(path, request, pid, deadline, timeout)
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the context.
+
+    An exception in the middle of making a ZeroMQ socket leaves one that nobody can close, and
+    its context then waits for it for ever; one in a finaliser is swallowed.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _exchange(path: Path, request: Request, pid: int, deadline: float, timeout: float) -> Reply:
+    """Ask who serves the socket; on its own, so that ZeroMQ's objects end where it does."""
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger = 0
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_REPLY)
@@ -126,7 +148,7 @@ def _receive(socket: zmq.Socket[bytes], path: Path, pid: int, deadline: float) -
         left = deadline - time.monotonic()
         if socket.poll(max(0, round(1000 * min(left, _LOOK)))):
             return decode_reply(socket.recv())
-        if left <= 0:
+        if left <= 0 or signal.SIGINT in signal.sigpending():
             return None
         _require_same(path, pid)
 

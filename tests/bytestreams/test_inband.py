@@ -975,6 +975,24 @@ async def test_an_opening_without_an_answer_is_given_up(
         async with alice.open(BOB, SID, timeout=10):
             pass
     assert trio.current_time() == 10
+    assert wire.said_by(ALICE) == ["open 4095"]
+
+
+async def test_an_opening_that_is_cancelled_is_taken_back(
+    wire: Wire, alice: Inband, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The peer may have opened it by then, and would wait for bytes."""
+
+    async def habit(payload: Element) -> None:
+        if payload.tag == ibb.OPEN:
+            await never()
+
+    Peer(wire, habit)
+    with trio.move_on_after(3):
+        async with alice.open(BOB, SID):
+            pass
+    assert wire.said_by(ALICE) == ["open 4095", "close"]
+    assert repr(alice) == "<Inband slots=0 sendings=0>"
 
 
 async def test_a_busy_peer_gets_the_same_block_again_later(
