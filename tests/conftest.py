@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from tests.support.processes import Process
+
+# A shell gives what it runs in the background a SIGINT that is ignored, and our processes would
+# inherit that. What has a handler here is at its default there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _WATCHED = pytest.StashKey[list["Process"]]()
 
