@@ -268,7 +268,9 @@ class Incoming:
         return is_resumable(self.offer)
 
     def close(self) -> None:
-        """Let go of the file; keep what has arrived, if it can be resumed."""
+        """Let go of keys and file; keep what has arrived, if it can be resumed."""
+        if self.seal is not None:
+            self.seal.forget()
         if self.partial is None:
             return
         self.partial.close()

@@ -37,7 +37,7 @@ from syncd.errors import (
     SyncdError,
     TransferError,
 )
-from syncd.transfer import pump, schema, si, taking
+from syncd.transfer import pump, schema, sealing, si, taking
 from syncd.transfer.incoming import (
     Allowance,
     Arriving,
@@ -48,7 +48,6 @@ from syncd.transfer.incoming import (
     Present,
     is_resumable,
 )
-from syncd.trust.receipt import Said
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -443,7 +442,7 @@ class Receiver:
             return
         call, finish = await _finish_of(incoming)
         try:
-            _check_signature(incoming, finish)
+            finish = sealing.open_finish(incoming.seal, finish)
             await self._check_still(incoming)
             if (finish.size, finish.digest) != (offer.size, digest):
                 # Forged on its way, or at its source: none of it can be gone on from.
@@ -471,7 +470,7 @@ class Receiver:
         known, beside = present.known, present.path != incoming.path
         call, finish = await _finish_of(incoming)
         try:
-            _check_signature(incoming, finish)
+            finish = sealing.open_finish(incoming.seal, finish)
             await self._check_still(incoming)
         except SyncdError as error:
             call.fail(_refusal(error))
@@ -582,19 +581,11 @@ class Receiver:
         self, incoming: Incoming, call: Call, finish: si.Finish, *, beside: bool
     ) -> None:
         # One that is asked for again is the same.
-        seal = incoming.seal
-        said = Said.BESIDE if beside else Said.RECEIPT
-        signature = seal.sign(said, finish.digest) if seal else b""
-        receipt = replace(finish, signature=signature, beside=beside)
+        receipt = sealing.make_receipt(incoming.seal, finish, beside=beside)
         self._receipts[incoming.sender.bare, finish.sid] = receipt
         while len(self._receipts) > MAX_RECEIPTS:
             self._receipts.popitem(last=False)
         call.answer(si.make_receipt(receipt))
-
-
-def _check_signature(incoming: Incoming, finish: si.Finish) -> None:
-    if incoming.seal is not None:
-        incoming.seal.check(Said.FINISH, finish)
 
 
 async def _finish_of(incoming: Incoming) -> tuple[Call, si.Finish]:

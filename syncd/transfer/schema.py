@@ -8,6 +8,7 @@ XEP-0096 refuses valid offers and allows negative sizes.
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
@@ -32,6 +33,9 @@ MAX_PARTS = 512  # elements and attributes of one payload
 
 # Attributes with which a document tells its validator what to do: another type, other schemas.
 _INSTRUCTIONS = "{http://www.w3.org/2001/XMLSchema-instance}"
+
+# Where xmlschema's own objects lie in our memory, which its reasons tell, is nobody's business.
+_ADDRESS = re.compile(r"(?: for)? <\S+ object at 0x[0-9a-f]+>")
 
 
 @functools.cache
@@ -77,5 +81,6 @@ def check(payload: Element) -> None:
 
 
 def _bad(element: Element, reason: str) -> StanzaError:
-    text = f"<{local_name(element.tag)[:40]}/>: {' '.join(reason.split())[:200]}"
+    reason = " ".join(_ADDRESS.sub("", reason).split())
+    text = f"<{local_name(element.tag)[:40]}/>: {reason[:200]}"
     return StanzaError(ErrorType.MODIFY, "bad-request", text)

@@ -5,16 +5,24 @@ Offer, answer, bytes, finish and receipt each carry their part; see ``docs/seali
 
 from __future__ import annotations
 
+import secrets
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from syncd.errors import DeclinedError, RemoteProtocolError, TransferError
+from syncd.errors import (
+    DeclinedError,
+    ErrorType,
+    RemoteProtocolError,
+    StanzaError,
+    TransferError,
+)
 from syncd.transfer import si
 from syncd.trust import handshake, receipt
 from syncd.trust.handshake import Terms
 from syncd.trust.kem import Ephemeral, supported
 from syncd.trust.pins import Policy, Shown, Standing, decide, is_sealed_offer
+from syncd.trust.receipt import Content, Said
 from syncd.trust.seal import (
     MAX_SEGMENTS,
     SEGMENT,
@@ -23,7 +31,6 @@ from syncd.trust.seal import (
     header_size,
     sealed_length,
 )
-from syncd.trust.signing import read_base64, write_base64
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -34,9 +41,6 @@ if TYPE_CHECKING:
     from syncd.trust.signing import Identity
     from syncd.xmpp.jid import JID
 
-# Ed25519, RFC 8032.
-SIGNATURE = 64  # bytes
-
 
 @dataclass(slots=True)
 class Seal:
@@ -46,14 +50,16 @@ class Seal:
       answer: Ends the handshake.
       identity: Ours, as the other end was shown it.
       peer_key: The public key that the other end has shown.
-      ephemeral: The receiver's half of this transfer's key, until the opener has it; None at
-        the sender's.
+      ephemeral: The receiver's half of this transfer's key, until the finish was opened or the
+        transfer ends; None at the sender's.
+      content: What the whole file is, once the sender has said it.
     """
 
     answer: handshake.Answer
     identity: Identity
     peer_key: bytes
     ephemeral: Ephemeral | None = None
+    content: Content | None = None
 
     @property
     def length(self) -> int:
@@ -65,28 +71,91 @@ class Seal:
         return Sealer(self.answer, self.identity)
 
     def opener(self) -> Opener:
-        """What they go through at the receiver's; there is one.
+        """What they go through at the receiver's."""
+        assert self.ephemeral is not None
+        return Opener(self.answer, self.ephemeral)
 
-        It forgets the ephemeral key with the header, and so nobody else may keep it.
+    def forget(self) -> None:
+        """Let the ephemeral key go: nothing more can come for it."""
+        self.ephemeral = None
+
+    def close_finish(self, finish: si.Finish) -> si.Finish:
+        """Seal the hash in the sender's question for the receipt.
+
+        Args:
+          finish: With the digest.
+
+        Returns:
+          Without; it must be asked again with the very same one.
         """
-        ephemeral, self.ephemeral = self.ephemeral, None
-        assert ephemeral is not None
-        return Opener(self.answer, ephemeral)
+        salt = secrets.token_bytes(receipt.SALT_SIZE)
+        self.content = Content(digest=finish.digest, salt=salt)
+        attributes = receipt.seal_finish(self.answer, self.content, self.identity)
+        return replace(finish, digest=b"", seal=attributes)
 
-    def sign(self, said: receipt.Said, digest: bytes) -> bytes:
-        """Sign how it ended, with the BLAKE3 of the whole file."""
-        signature = receipt.sign(said, self.answer, digest, self.identity)
-        return read_base64("signature", signature, [SIGNATURE])
-
-    def check(self, said: receipt.Said, finish: si.Finish) -> None:
-        """Verify how the other end says that it ended.
+    def check_receipt(self, answer: si.Finish) -> None:
+        """Verify that the receiver holds what the sender's finish said.
 
         Raises:
           RemoteProtocolError: It is not signed.
-          IntegrityError: Somebody else signed it.
+          IntegrityError: Somebody else signed it, or it is for something else.
         """
-        signature = write_base64(finish.signature) if finish.signature else None
-        receipt.check(said, self.answer, finish.digest, signature)
+        assert self.content is not None
+        said = Said.BESIDE if answer.beside else Said.RECEIPT
+        signature = (answer.seal or {}).get("signature")
+        receipt.check(said, self.answer, self.content, signature)
+
+
+def open_finish(seal: Seal | None, finish: si.Finish) -> si.Finish:
+    """Find out, at the receiver's, what the sender says that the whole file is.
+
+    Args:
+      seal: The transfer's, which forgets its ephemeral key; None if it is plain.
+      finish: As it came.
+
+    Returns:
+      With the digest, and without a seal.
+
+    Raises:
+      StanzaError: It is not understood, or is of the other kind than the transfer: what was
+        hidden so far is not taken in the clear, and what was not proves no seal.
+      IntegrityError: Not the sender signed it, or for another transfer.
+    """
+    if seal is None:
+        if finish.seal is not None:
+            raise _bad("a sealed <finish/> for bytes that were not sealed")
+        return finish
+    if finish.seal is None:
+        raise _bad("a <finish/> in the clear for bytes that were sealed")
+    ephemeral = seal.ephemeral
+    assert ephemeral is not None
+    seal.forget()
+    try:
+        seal.content = receipt.open_finish(seal.answer, finish.seal, ephemeral)
+    except RemoteProtocolError as error:
+        raise _bad(str(error)) from error
+    return replace(finish, digest=seal.content.digest, seal=None)
+
+
+def make_receipt(seal: Seal | None, finish: si.Finish, *, beside: bool) -> si.Finish:
+    """Say, at the receiver's, that the file of a finish is durable.
+
+    Args:
+      seal: The transfer's; None if it is plain.
+      finish: From `open_finish`.
+      beside: It lies beside another file of its name.
+    """
+    if seal is None:
+        return replace(finish, beside=beside)
+    assert seal.content is not None
+    said = Said.BESIDE if beside else Said.RECEIPT
+    signature = receipt.sign(said, seal.answer, seal.content, seal.identity)
+    # The hash is known to the sender, and nobody else's business.
+    return replace(finish, digest=b"", seal={"signature": signature}, beside=beside)
+
+
+def _bad(text: str) -> StanzaError:
+    return StanzaError(ErrorType.MODIFY, "bad-request", text)
 
 
 def _nobody_hears(_peer: JID, _key: bytes) -> None:

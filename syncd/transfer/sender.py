@@ -39,7 +39,6 @@ from syncd.errors import (
     TruncatedError,
 )
 from syncd.transfer import pump, si
-from syncd.trust.receipt import Said
 from syncd.xmpp.xml import is_writable
 
 if TYPE_CHECKING:
@@ -361,12 +360,9 @@ class Sender:
         # once we have closed, so that the receipt comes over XMPP.
         offer, target, seal = job.offer, job.target, job.seal
         assert offer.size is not None
-        finish = si.Finish(
-            sid=offer.sid,
-            size=offer.size,
-            digest=digest,
-            signature=seal.sign(Said.FINISH, digest) if seal else b"",
-        )
+        finish = si.Finish(sid=offer.sid, size=offer.size, digest=digest)
+        if seal is not None:
+            finish = seal.close_finish(finish)
         for attempt in range(1, RECEIPT_TRIES + 1):
             try:
                 question = si.make_finish(finish)
@@ -388,13 +384,13 @@ class Sender:
                 raise explain(error, target.jid) from error
             else:
                 receipt = si.read_receipt(result.payload)
-                stored = replace(receipt, signature=finish.signature, beside=False)
+                stored = replace(receipt, seal=finish.seal, beside=False)
                 if stored != finish:
                     raise IntegrityError(
                         f"{target.jid.bare} stored something else than was sent"
                     )
                 if seal is not None:
-                    seal.check(Said.BESIDE if receipt.beside else Said.RECEIPT, receipt)
+                    seal.check_receipt(receipt)
                 return receipt.beside
         raise AssertionError("the last try either returns or raises")
 

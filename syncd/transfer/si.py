@@ -4,7 +4,8 @@ Between two syncds the offer also carries a childless ``<sync/>``, and when all 
 the sender asks for the receipt: ``<finish/>`` with the length and the hash of the whole file,
 answered by ``<receipt/>`` once the file is durable under its final name. A receipt that was
 lost on the way is asked for again with the same question. A childless ``<seal/>`` in offer
-and answer says that the bytes are encrypted from end to end.
+and answer says that the bytes are encrypted from end to end; then the hash is as well, in
+``<finish/>``, and stands nowhere in the ``<receipt/>``.
 """
 
 from __future__ import annotations
@@ -58,10 +59,9 @@ MAX_NAME = 4_096  # characters
 MAX_FOLDER = 64  # characters
 # A client offers 2 methods; gloox 3 and an empty one.
 MAX_METHODS = 16  # options
-# A public key of the hybrid KEM in base64 has 1,624; the rest is short.
+# A public key of the hybrid KEM in base64 has 1,624, what is sealed by it 1,600; the rest is
+# short.
 MAX_SEAL = 4_096  # characters of one attribute
-# Signatures in base64 have 88.
-MAX_SIGNATURE = 128  # characters
 
 # xs:integer; longer ones are larger than any file.
 _INTEGER = re.compile(r"[ \t\r\n]*[+-]?[0-9]{1,24}[ \t\r\n]*")
@@ -135,15 +135,16 @@ class Finish:
     Attributes:
       sid: Of the offer.
       size: Length of the whole file, bytes.
-      digest: BLAKE3 of the whole file, 32 bytes.
-      signature: What makes a receipt the receiver's own; empty if nothing was sealed.
+      digest: BLAKE3 of the whole file, 32 bytes; empty if it must not be seen.
+      seal: Attributes that stand there instead of the digest; None if the bytes were not
+        sealed.
       beside: Of a receipt: another file stands where this one was to go, and both are kept.
     """
 
     sid: str
     size: int
-    digest: bytes
-    signature: bytes = b""
+    digest: bytes = b""
+    seal: Mapping[str, str] | None = None
     beside: bool = False
 
 
@@ -330,12 +331,12 @@ def _read_length(span: Element | None, left: int) -> int | None:
 
 def make_finish(finish: Finish) -> Element:
     """Build the question for the receipt."""
-    return _make_digest(FINISH, finish)
+    return _make_end(FINISH, finish)
 
 
 def make_receipt(receipt: Finish) -> Element:
     """Build the receipt: this file is durable here."""
-    return _make_digest(RECEIPT, receipt)
+    return _make_end(RECEIPT, receipt)
 
 
 def read_finish(element: Element) -> Finish:
@@ -344,10 +345,10 @@ def read_finish(element: Element) -> Finish:
     Raises:
       StanzaError: It is malformed.
     """
-    digest = _read_digest(element)
-    if digest is None:
-        raise _bad("a <finish/> needs sid, size and blake3")
-    return digest
+    finish = _read_end(element)
+    if finish is None:
+        raise _bad("a <finish/> needs sid, size, and either blake3 or sealed and signature")
+    return finish
 
 
 def read_receipt(element: Element | None) -> Finish:
@@ -356,42 +357,44 @@ def read_receipt(element: Element | None) -> Finish:
     Raises:
       RemoteProtocolError: It is none.
     """
-    digest = _read_digest(element) if element is not None and element.tag == RECEIPT else None
-    if digest is None:
+    receipt = _read_end(element) if element is not None and element.tag == RECEIPT else None
+    if receipt is None:
         raise RemoteProtocolError("the peer's receipt is malformed")
-    return digest
+    return receipt
 
 
-def _make_digest(tag: str, finish: Finish) -> Element:
-    blake3 = base64.b64encode(finish.digest).decode()
-    signature = base64.b64encode(finish.signature).decode() or None
+def _make_end(tag: str, finish: Finish) -> Element:
     attributes: dict[str, str | int | None] = {
         "sid": finish.sid,
         "size": finish.size,
-        "blake3": blake3,
-        "signature": signature,
+        "blake3": base64.b64encode(finish.digest).decode() or None,
+        **(finish.seal or {}),
         "beside": "true" if finish.beside else None,
     }
     return make(tag, attributes)
 
 
-def _read_digest(element: Element) -> Finish | None:
-    sid = element.get("sid", "")
+def _read_end(element: Element) -> Finish | None:
+    sid, hashed = element.get("sid", ""), element.get("blake3")
+    # The hash in one way and not in the other: nobody shall have to choose which one counts.
+    sealed = {"sealed", "signature"} if element.tag == FINISH else {"signature"}
+    seal = {name: element.attrib[name] for name in sealed if name in element.attrib}
     try:
         size = _read_size(element.get("size"))
-        digest = base64.b64decode(element.get("blake3", "")[:64], validate=True)
-        signature = base64.b64decode(
-            element.get("signature", "")[:MAX_SIGNATURE], validate=True
-        )
+        digest = base64.b64decode((hashed or "")[:64], validate=True)
     except (StanzaError, ValueError):  # ValueError: no base64, or not even ASCII
         return None
-    if size is None or len(digest) != 32 or not 0 < len(sid) <= MAX_SID:
+    if size is None or not 0 < len(sid) <= MAX_SID:
+        return None
+    if hashed is not None and (len(digest) != 32 or seal):
+        return None
+    if hashed is None and (seal.keys() != sealed or max(map(len, seal.values())) > MAX_SEAL):
         return None
     return Finish(
         sid=sid,
         size=size,
         digest=digest,
-        signature=signature,
+        seal=seal or None,
         beside=element.get("beside") == "true",
     )
 

@@ -5,6 +5,8 @@
     sender    Offer.make   -- <seal identity kems signature/> in the offer -->   Offer.read
     sender    Answer.read  <-- <seal identity kem key signature/> in the answer  Answer.make
     sender    seal.Sealer  -- header, segments on the bytestream -->             seal.Opener
+    sender    receipt      -- <finish sealed signature/> -->                     receipt
+    sender    receipt      <-- <receipt signature/>                              receipt
 
 Each end signs all that both know by then. The sender has signed the terms before the receiver
 does anything for it; the receiver adds the offset and an ephemeral key; what comes of it,
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from syncd.errors import IntegrityError, RemoteProtocolError
+from syncd.trust import kem as hpke
 from syncd.trust.kem import Kem
 from syncd.trust.signing import (
     KEY_SIZE,
@@ -177,8 +180,8 @@ class Answer:
       offset: Where the bytes begin, bytes.
       identity: The receiver's public key, 32 bytes.
       successions: Proof of the keys that it replaced.
-      kem: How the content key is sealed.
-      key: The ephemeral public key to which it is sealed.
+      kem: How secrets are sealed to the receiver: content key, and what the whole file is.
+      key: The ephemeral public key to which they are sealed.
       signature: The receiver's.
     """
 
@@ -280,6 +283,40 @@ class Answer:
             self.offer, self.offset, self.identity, self.successions, self.kem, self.key
         )
         return digest("transcript", said, self.signature)
+
+    def seal(self, purpose: str, secret: bytes, *bound: bytes) -> bytes:
+        """Seal a secret to the receiver, for this transfer alone; `open` is its other end.
+
+        Args:
+          purpose: A label as statements have; it opens for no other.
+          secret: What is sealed.
+          bound: What else must be the same at both ends.
+
+        Returns:
+          `Kem.sealed_size` bytes, from HPKE; who sealed must be said by a signature.
+
+        Raises:
+          IntegrityError: Nothing can be sealed to the ephemeral key.
+        """
+        return hpke.seal(secret, self.kem, self.key, self._info(purpose, bound))
+
+    def open(self, purpose: str, sealed: bytes, ephemeral: Ephemeral, *bound: bytes) -> bytes:
+        """Open what was sealed for a purpose.
+
+        Args:
+          purpose: As it was sealed for.
+          sealed: From `seal`.
+          ephemeral: The key of this answer.
+          bound: As it was sealed with.
+
+        Raises:
+          IntegrityError: It was sealed for another transfer or purpose, or changed.
+        """
+        return ephemeral.open(sealed, self._info(purpose, bound))
+
+    def _info(self, purpose: str, bound: Sequence[bytes]) -> bytes:
+        """What a secret is for, and bound to (RFC 9180 section 8.1)."""
+        return statement(purpose, self.transcript, *bound)
 
 
 _FALSE = "its signature is not by the key that it shows"

@@ -1,4 +1,4 @@
-"""The ephemeral key of one transfer, and the content key that is sealed to it. Sans-IO.
+"""The ephemeral key of one transfer, and the secrets that are sealed to it. Sans-IO.
 
 HPKE (RFC 9180) in base mode, single-shot, with HKDF-SHA256 and AES-256-GCM. Who sealed is
 said by a signature around it, not by HPKE's own authenticated modes: the hybrid has none.
@@ -24,15 +24,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 
 from syncd.errors import IntegrityError
 
-CONTENT_KEY_SIZE = 32  # bytes: AES-256
-
 _X25519_SIZE = 32  # bytes of a public and of a private key; RFC 7748 section 5
 _MLKEM_SIZE = 1_184  # bytes of a public key; FIPS 203 table 3
 _MLKEM_SEED_SIZE = 64  # bytes; FIPS 203 section 7.1
 
 
 class Kem(enum.StrEnum):
-    """How the content key is sealed; the better one first."""
+    """How the secrets of a transfer are sealed; the better one first."""
 
     # What a proxy records today stays closed, even to one who can break X25519 one day.
     # HPKE's KEM 0x647a, also known as X-Wing.
@@ -44,11 +42,14 @@ class Kem(enum.StrEnum):
         """Length of an ephemeral public key, bytes."""
         return _X25519_SIZE + (_MLKEM_SIZE if self is Kem.HYBRID else 0)
 
-    @property
-    def sealed_size(self) -> int:
-        """Length of a sealed content key: HPKE's ``enc``, the key, and its tag; bytes."""
+    def sealed_size(self, size: int) -> int:
+        """Length of a sealed secret: HPKE's ``enc``, the secret, and its tag; bytes.
+
+        Args:
+          size: Of the secret, bytes.
+        """
         encapsulated = 1_120 if self is Kem.HYBRID else 32
-        return encapsulated + CONTENT_KEY_SIZE + 16
+        return encapsulated + size + 16
 
     @property
     def suite(self) -> hpke.Suite:
@@ -103,32 +104,31 @@ class Ephemeral:
         return cls(kem, private)
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
-        """Open a sealed content key.
+        """Open a sealed secret.
 
         Args:
           sealed: From `seal`.
-          info: What it is bound to.
+          info: What it is for, and bound to.
 
         Raises:
           IntegrityError: It was not sealed to this key for this purpose.
         """
         try:
-            key = self.kem.suite.decrypt(sealed, self._key, info=info)
-        except (InvalidTag, ValueError):
-            key = b""
-        if len(key) != CONTENT_KEY_SIZE:
-            raise IntegrityError("the sealed key was made for another transfer, or changed")
-        return key
+            return self.kem.suite.decrypt(sealed, self._key, info=info)
+        except (InvalidTag, ValueError) as error:
+            raise IntegrityError(
+                "what was sealed is for another transfer, or was changed"
+            ) from error
 
 
-def seal(key: bytes, kem: Kem, public: bytes, info: bytes) -> bytes:
-    """Seal a content key to an ephemeral key.
+def seal(secret: bytes, kem: Kem, public: bytes, info: bytes) -> bytes:
+    """Seal a secret to an ephemeral key.
 
     Args:
-      key: The content key.
+      secret: What nobody else may know; its length can be seen.
       kem: What the ephemeral key is for.
       public: The ephemeral public key, `Kem.public_size` bytes.
-      info: What it is bound to.
+      info: What it is for, and bound to.
 
     Returns:
       `Kem.sealed_size` bytes.
@@ -139,9 +139,9 @@ def seal(key: bytes, kem: Kem, public: bytes, info: bytes) -> bytes:
     try:
         ecdh = X25519PublicKey.from_public_bytes(public[-_X25519_SIZE:])
         if kem is Kem.X25519:
-            return kem.suite.encrypt(key, ecdh, info=info)
+            return kem.suite.encrypt(secret, ecdh, info=info)
         lattice = MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_SIZE])
         hybrid = hpke.MLKEM768X25519PublicKey(lattice, ecdh)
-        return kem.suite.encrypt(key, hybrid, info=info)
+        return kem.suite.encrypt(secret, hybrid, info=info)
     except ValueError as error:  # a point of small order, or no lattice key
         raise IntegrityError("the peer's ephemeral key is none") from error

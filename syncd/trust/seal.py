@@ -29,17 +29,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from syncd.errors import IntegrityError
-from syncd.trust import kem
 from syncd.trust.signing import SIGNATURE_SIZE, digest, statement, verify
 
 if TYPE_CHECKING:
     from syncd.trust.handshake import Answer
-    from syncd.trust.kem import Ephemeral
+    from syncd.trust.kem import Ephemeral, Kem
     from syncd.trust.signing import Identity
 
 SEGMENT_BITS: Final = 16
 SEGMENT: Final = 1 << SEGMENT_BITS  # bytes of the file in every segment but the last
 TAG: Final = 16  # bytes that each segment grows by
+CONTENT_KEY_SIZE: Final = 32  # bytes: AES-256
 # What one call takes: as much as one read or write of the pump moves.
 BATCH: Final = 16  # segments
 # With one key AES-GCM should not be called more often (NIST SP 800-38D section 8.3), which
@@ -48,6 +48,7 @@ MAX_SEGMENTS: Final = 1 << 32
 
 _VERSION = 1
 _PREFIX = bytes([_VERSION, SEGMENT_BITS])
+_PURPOSE = "content key"
 _CHANGED = "the bytes were changed on their way, or come from another transfer"
 
 
@@ -60,9 +61,9 @@ def sealed_length(plain: int) -> int:
     return plain + TAG * max(1, -(-plain // SEGMENT))
 
 
-def header_size(kem_: kem.Kem) -> int:
+def header_size(kem: Kem) -> int:
     """How long the header is, bytes: 146, or 1,234 for the hybrid."""
-    return len(_PREFIX) + kem_.sealed_size + SIGNATURE_SIZE
+    return len(_PREFIX) + kem.sealed_size(CONTENT_KEY_SIZE) + SIGNATURE_SIZE
 
 
 class Sealer:
@@ -83,8 +84,8 @@ class Sealer:
     def __init__(self, answer: Answer, identity: Identity) -> None:
         if identity.public != answer.offer.identity:
             raise ValueError("another identity than the offer was signed by")
-        key = AESGCM.generate_key(8 * kem.CONTENT_KEY_SIZE)
-        sealed = kem.seal(key, answer.kem, answer.key, _info(answer))
+        key = AESGCM.generate_key(8 * CONTENT_KEY_SIZE)
+        sealed = answer.seal(_PURPOSE, key, _PREFIX)
         signature = identity.sign(_header_statement(answer, sealed))
         self.header = _PREFIX + sealed + signature
         self._segments = _Segments(answer, self.header, key)
@@ -166,7 +167,6 @@ class Opener:
           IntegrityError: It is not the sender's, or made for another transfer.
           ValueError: It was called before.
         """
-        # Forgotten at once: whoever gets hold of this process later opens nothing with it.
         ephemeral, self._ephemeral = self._ephemeral, None
         if ephemeral is None:
             raise ValueError("there is one header")
@@ -177,7 +177,7 @@ class Opener:
         said = _header_statement(self._answer, sealed)
         if not verify(self._answer.offer.identity, data[-SIGNATURE_SIZE:], said):
             raise IntegrityError("the bytestream does not come from the peer that offered it")
-        key = ephemeral.open(sealed, _info(self._answer))
+        key = self._answer.open(_PURPOSE, sealed, ephemeral, _PREFIX)
         self._segments = _Segments(self._answer, data, key)
 
     def open(self, data: bytes | memoryview, *, final: bool) -> memoryview:
@@ -248,11 +248,6 @@ def _room(length: int, extra: int) -> int:
         raise ValueError("a file this long is not sealed with one key")
     count = max(1, min(BATCH, -(-length // SEGMENT)))
     return min(length, count * SEGMENT) + count * extra
-
-
-def _info(answer: Answer) -> bytes:
-    """What the content key is bound to (RFC 9180 section 8.1)."""
-    return statement("content key", answer.transcript, _PREFIX)
 
 
 def _header_statement(answer: Answer, sealed: bytes) -> bytes:

@@ -21,14 +21,15 @@ from syncd.errors import IntegrityError, RemoteProtocolError
 from syncd.trust import seal
 from syncd.trust.handshake import Answer, Offer
 from syncd.trust.kem import Kem
-from syncd.trust.receipt import Said, sign
+from syncd.trust.receipt import Content, Said, open_finish, seal_finish, sign
 from syncd.trust.receipt import check as check_receipt
 from tests.fuzz import loop
 from tests.support.sealing import BOB, TERMS, Agreed, agree, opened, plaintext, sealed
 
 REFUSED = (IntegrityError, RemoteProtocolError)
-NAMES = ("identity", "kems", "kem", "key", "signature", "successions", "x")
+NAMES = ("identity", "kems", "kem", "key", "signature", "sealed", "successions", "x")
 KEMS = tuple(Kem)
+CONTENT = Content(digest=bytes(range(32)), salt=bytes(range(32, 64)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,25 @@ changes = st.dictionaries(
     st.sampled_from(NAMES), st.none() | cuts | st.text(max_size=60), max_size=3
 )
 sizes = st.integers(0, 200) | st.sampled_from([65_535, 65_536, 65_537, 131_072, 200_000])
-inputs = st.tuples(st.sampled_from(KEMS), sizes, sizes, changes, changes, st.lists(cuts))
+ends = st.dictionaries(
+    st.sampled_from(("sealed", "signature", "x")),
+    st.none() | cuts | st.text(max_size=60),
+    max_size=2,
+)
+inputs = st.tuples(st.sampled_from(KEMS), sizes, sizes, changes, changes, ends, st.lists(cuts))
 
 Changes: TypeAlias = Mapping[str, Cut | str | None]
 """Text replaces, None takes away."""
 
 
 def check(
-    kem: Kem, size: int, offset: int, offered: Changes, answered: Changes, cut: Sequence[Cut]
+    kem: Kem,
+    size: int,
+    offset: int,
+    offered: Changes,
+    answered: Changes,
+    ended: Changes,
+    cut: Sequence[Cut],
 ) -> None:
     """Run one transfer over a network that changes things.
 
@@ -77,6 +89,7 @@ def check(
       offset: Where it begins; beyond the end, it is the end.
       offered: What is changed in the offer: text replaces, None takes away.
       answered: What is changed in the answer.
+      ended: What is changed in finish and receipt.
       cut: What is changed in the stream.
     """
     agreed = agree(size, min(offset, size), kem=kem)
@@ -94,6 +107,7 @@ def check(
     for each in cut:
         changed = each.apply(changed)
     run_stream(agreed, changed, data, whole=changed == stream)
+    run_end(agreed, ended)
 
 
 def attempt(
@@ -135,6 +149,25 @@ def run_stream(agreed: Agreed, stream: bytes, data: bytes, *, whole: bool) -> No
     assert not opener.complete or delivered == data
 
 
+def run_end(agreed: Agreed, changes: Changes) -> None:
+    """Ask for the receipt, and get it; whatever matters and is not the same is refused."""
+    answer, matters = agreed.answer, ("sealed", "signature")
+    true = seal_finish(answer, CONTENT, agreed.sender)
+    came = dict(true)
+    heard = attempt(came, changes, lambda each: open_finish(answer, each, agreed.ephemeral))
+    same = all(came.get(name) == true[name] for name in matters)
+    assert heard == (CONTENT if same else None)
+    signed = {"signature": sign(Said.RECEIPT, answer, CONTENT, BOB)}
+
+    def believe(attributes: dict[str, str]) -> bool:
+        check_receipt(Said.RECEIPT, answer, CONTENT, attributes.get("signature"))
+        return True
+
+    came = dict(signed)
+    believed = attempt(came, changes, believe)
+    assert believed == (True if came.get("signature") == signed["signature"] else None)
+
+
 def one_input(data: bytes) -> None:
     """The same for a fuzzer that makes bytes: they are attributes, receipt and stream."""
     size = data[0] if data else 0
@@ -145,15 +178,11 @@ def one_input(data: bytes) -> None:
     assert attempt(offer, {}, lambda each: Offer.read(each, terms)) is None
     for name in NAMES[:-2]:
         change: Changes = {name: text}
-        check(KEMS[size % 2], size, 0, change, change, [Cut(0, size, data[1:])])
+        check(KEMS[size % 2], size, 0, change, change, change, [Cut(0, size, data[1:])])
     assert data[1:] != b"".join(sealed(agreed, plaintext(size)))
     run_stream(agreed, data[1:], plaintext(size), whole=False)
-    assert sign(Said.RECEIPT, agreed.answer, bytes(32), BOB) != text
-    try:
-        check_receipt(Said.RECEIPT, agreed.answer, bytes(32), text)
-    except REFUSED:
-        return
-    raise AssertionError("a receipt that nobody signed")
+    run_end(agreed, {"signature": text})
+    run_end(agreed, {"sealed": text})
 
 
 if __name__ == "__main__":

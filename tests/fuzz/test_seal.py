@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 
 from syncd.trust import seal
 from syncd.trust.kem import Kem
-from tests.fuzz.seal import Cut, check, inputs, one_input
+from syncd.trust.receipt import seal_finish
+from tests.fuzz.seal import CONTENT, Cut, check, inputs, one_input
+from tests.support.sealing import ALICE, agree
 
 if TYPE_CHECKING:
     from tests.fuzz.seal import Changes
@@ -27,7 +29,7 @@ EXAMPLES = 3_000 if os.environ.get("CI") else 400
 )
 @given(inputs)
 def test_whatever_is_changed_nothing_wrong_is_delivered(
-    drawn: tuple[Kem, int, int, Changes, Changes, list[Cut]],
+    drawn: tuple[Kem, int, int, Changes, Changes, Changes, list[Cut]],
 ) -> None:
     """No other error than the documented ones; all of the file, or whole true segments."""
     check(*drawn)
@@ -44,7 +46,7 @@ def test_the_target_notices_a_seal_that_opens_anything(monkeypatch: pytest.Monke
     monkeypatch.setattr(seal, "digest", lambda *_: b"")
     with pytest.raises(AssertionError):
         # A byte of the header's signature, which is bound by nothing else now.
-        check(Kem.X25519, 5, 0, {}, {}, [Cut(100 * 65_536 // 168 + 1, 1, b"x")])
+        check(Kem.X25519, 5, 0, {}, {}, {}, [Cut(100 * 65_536 // 168 + 1, 1, b"x")])
 
 
 def test_the_target_notices_an_offer_that_nobody_signed(
@@ -52,4 +54,15 @@ def test_the_target_notices_an_offer_that_nobody_signed(
 ) -> None:
     monkeypatch.setattr("syncd.trust.handshake.verify", lambda *_: True)
     with pytest.raises(AssertionError):
-        check(Kem.X25519, 5, 0, {"kems": "x25519"}, {}, [])
+        check(Kem.X25519, 5, 0, {"kems": "x25519"}, {}, {}, [])
+
+
+@pytest.mark.parametrize("name", ["sealed", "signature"])
+def test_the_target_notices_an_end_that_nobody_signed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Who believes anybody gets a receipt wrong, or a content that somebody else has sealed."""
+    other = seal_finish(agree().answer, CONTENT, ALICE)
+    monkeypatch.setattr("syncd.trust.receipt.verify", lambda *_: True)
+    with pytest.raises(AssertionError):
+        check(Kem.X25519, 5, 0, {}, {}, {name: other[name]}, [])

@@ -8,9 +8,11 @@ the server. A marker that stands in each of the file's blocks is then looked for
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from typing import TYPE_CHECKING
 
+import blake3
 import pytest
 import trio
 
@@ -18,10 +20,13 @@ from syncd.bytestreams import ibb, s5b
 from syncd.errors import TransferError
 from syncd.transfer import si
 from syncd.transfer.sender import Target
+from syncd.trust.handshake import Answer, Offer, Terms
+from syncd.trust.signing import digest, statement, verify
 from syncd.xmpp.xml import serialise
-from tests.support.peers import BOB, Peers, open_peers
+from tests.support.peers import ALICE, BOB, FOLDER, LONG_AGO, Fault, Peers, open_peers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from xml.etree.ElementTree import Element
 
@@ -108,6 +113,161 @@ async def test_c14_what_was_cut_and_goes_on_shows_nothing_either(tmp_path: Path)
         assert (await peers.send(source)).sealed
         assert peers.received() == {"a": marked(4 * MIB)}
         assert seen(bytes(captured)) == []
+
+
+# What a server could try out: whether a file that it has, or guesses, is the one that is sent.
+
+GUESS = b"The PIN is 1234.\n"
+
+
+def hashes(data: bytes) -> list[bytes]:
+    """What a file is known by, here and elsewhere."""
+    return [
+        blake3.blake3(data).digest(),
+        *(hashlib.new(name, data).digest() for name in ("md5", "sha1", "sha256", "sha512")),
+    ]
+
+
+def confirmed_by_text(peers: Peers, data: bytes) -> list[str]:
+    """The stanzas that have one of its hashes in them, however it is written."""
+    spellings = [
+        spelling
+        for found in hashes(data)
+        for spelling in (
+            found,
+            found.hex().encode(),
+            found.hex().upper().encode(),
+            base64.b64encode(found).rstrip(b"="),
+            base64.b32encode(found).rstrip(b"="),
+        )
+    ]
+    found = []
+    for exchange in peers.server.exchanges:
+        for element in (exchange.payload, *exchange.answers):
+            # The attributes' bytes, too: a hash might stand in front of or behind others.
+            texts = [serialise(element)]
+            for part in element.iter():
+                texts += map(decoded, part.attrib.values())
+            if any(spelling in text for spelling in spellings for text in texts):
+                found.append(f"{exchange.tag} {element.tag}")
+    return found
+
+
+def decoded(text: str) -> bytes:
+    """What it says if it is base64."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+def ends(peers: Peers) -> list[Element]:
+    """All finishes and receipts, in order."""
+    return [
+        element
+        for exchange in peers.server.exchanges
+        if exchange.tag == si.FINISH
+        for element in (exchange.payload, *(answer[0] for answer in exchange.answers))
+    ]
+
+
+def agreements(peers: Peers) -> Iterator[Answer]:
+    """All that was agreed, as a server reads it out of the stanzas."""
+    for exchange in peers.server.exchanges:
+        if exchange.tag == si.SI:
+            offer = si.read_offer(exchange.payload)
+            answer = si.read_answer(exchange.answers[0][0], offer)
+            assert offer.seal is not None
+            assert offer.sync is not None
+            assert answer.seal is not None
+            terms = Terms(
+                sid=offer.sid,
+                sender=str(ALICE),
+                receiver=str(BOB),
+                profile=si.NS_FILE,
+                folder=FOLDER,
+                path=offer.sync.path,
+                size=offer.size or 0,
+                mtime_ns=LONG_AGO,
+            )
+            yield Answer.read(answer.seal, Offer.read(offer.seal, terms), answer.offset)
+
+
+def confirmed_by_signature(peers: Peers, data: bytes, salt: bytes = b"") -> list[str]:
+    """The signatures that somebody finds good who puts a guess where the content belongs."""
+    signatures = [
+        (element.tag, decoded(element.get("signature", ""))) for element in ends(peers)
+    ]
+    found = []
+    for answer in agreements(peers):
+        terms = answer.offer.terms
+        about = answer.transcript, terms.sid, terms.sender, terms.receiver, terms.size
+        content = blake3.blake3(data).digest()
+        guesses = [
+            digest("commitment", answer.transcript, terms.size, content, each)
+            for each in (salt, bytes(32))
+        ]
+        for guess in (*hashes(data), *guesses):
+            for label in ("finish", "receipt", "beside"):
+                said = statement(label, *about, guess)
+                for tag, signature in signatures:
+                    if any(
+                        verify(key, signature, said)
+                        for key in (answer.offer.identity, answer.identity)
+                    ):
+                        found.append(tag)
+    return found
+
+
+@pytest.mark.parametrize("case", ["sent", "lost receipt", "there already", "beside", "empty"])
+async def test_c14_no_stanza_of_a_sealed_file_confirms_a_guess(
+    tmp_path: Path, case: str
+) -> None:
+    data = b"" if case == "empty" else GUESS
+    async with open_peers(tmp_path, sealed=True) as peers:
+        source = peers.write("a", data)
+        if case == "beside":
+            (peers.folder / "a").write_bytes(b"another")
+        if case == "lost receipt":
+            peers.server.inject(si.FINISH, Fault.LOSE_ANSWER)
+        if case == "there already":
+            await peers.send(source)
+            await peers.restart_receiver()
+        assert (await peers.send(source)).sealed
+        assert data in peers.received().values()
+        assert {each.tag for each in ends(peers)} == {si.FINISH, si.RECEIPT}
+        assert confirmed_by_text(peers, data) == []
+        assert confirmed_by_signature(peers, data) == []
+        # Who knows the salt can: so it is the right thing that was tried.
+        seal = peers.incoming[-1].seal
+        assert seal is not None
+        assert seal.content is not None
+        assert set(confirmed_by_signature(peers, data, seal.content.salt)) == {si.RECEIPT}
+
+
+async def test_c14_a_guess_would_have_been_confirmed_of_a_plain_file(tmp_path: Path) -> None:
+    """What the search for it is worth."""
+    async with open_peers(tmp_path) as peers:
+        await peers.send(peers.write("a", GUESS))
+        assert confirmed_by_text(peers, GUESS) == [
+            f"{si.FINISH} {si.FINISH}",
+            f"{si.FINISH} {{jabber:client}}iq",
+        ]
+
+
+async def test_c14_finish_and_receipt_of_one_file_are_alike_in_nothing(tmp_path: Path) -> None:
+    """Nor can it be seen that two files are the same, or that they are not."""
+    async with open_peers(tmp_path, sealed=True) as peers:
+        for name, data in (("a", GUESS), ("b", GUESS), ("c", GUESS.replace(b"1", b"9"))):
+            await peers.send(peers.write(name, data))
+        found = [
+            (element.tag, name, text)
+            for element in ends(peers)
+            for name, text in element.items()
+            if name not in ("sid", "size")
+        ]
+        assert len({text for _, _, text in found}) == len(found) == 3 * 3
+        assert len({(tag, name, len(text)) for tag, name, text in found}) == 3
 
 
 async def test_c13_an_impostor_gets_nothing_that_he_can_read(tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ SI = (
 )
 S5B = "<query xmlns='http://jabber.org/protocol/bytestreams'"
 SYNC = "<sync xmlns='urn:syncd:sync:1'"
+FINISH = "<finish xmlns='urn:syncd:sync:1' sid='a' size='1'"
+RECEIPT = "<receipt xmlns='urn:syncd:sync:1' sid='a' size='1'"
+# What 32 + 64 + 16 bytes make in base64, and 1,120 + 64 + 16; a BLAKE3, and a signature.
+HIDDEN, LATTICE = "A" * 150 + "==", "A" * 1_600
+BLAKE3 = f"blake3='{'A' * 43}='"
+SIGNED = {"signature": "A" * 86 + "=="}
+SIGNATURE = f"signature='{SIGNED['signature']}'"
 
 
 def parse(text: str) -> Element:
@@ -49,9 +56,21 @@ def parse(text: str) -> Element:
     [
         si.make_offer(OFFER),
         si.make_finish(si.Finish(sid="a", size=3, digest=b"x" * 32)),
+        si.make_finish(si.Finish(sid="a", size=3, seal={"sealed": HIDDEN, **SIGNED})),
+        si.make_finish(si.Finish(sid="a", size=3, seal={"sealed": LATTICE, **SIGNED})),
+        si.make_receipt(si.Finish(sid="a", size=3, digest=b"x" * 32, beside=True)),
+        si.make_receipt(si.Finish(sid="a", size=3, seal=SIGNED, beside=True)),
         s5b.make_query("a", [s5b.Streamhost(JID.parse("a@b/c"), "192.0.2.1", 5)]),
     ],
-    ids=["offer", "finish", "query"],
+    ids=[
+        "offer",
+        "finish",
+        "sealed finish",
+        "hybrid finish",
+        "receipt",
+        "signed receipt",
+        "query",
+    ],
 )
 def test_what_syncd_sends_passes(payload: Element) -> None:
     schema.check(payload)
@@ -308,6 +327,21 @@ def test_what_real_clients_send_passes(name: str) -> None:
         ("<feature xmlns='http://jabber.org/protocol/si'/>", "<feature/>"),
         ("<finish xmlns='urn:syncd:sync:1' sid='a' size='1'/>", "<finish/>"),
         ("<finish xmlns='urn:syncd:sync:1' sid='a' size='1' blake3='&amp;'/>", "<finish/>"),
+        (f"{FINISH} blake3='QQ=='/>", "<finish/>"),
+        (f"{FINISH} blake3='{'A' * 4_096}'/>", "<finish/>"),
+        (f"{FINISH} sealed='{HIDDEN}'/>", "<finish/>"),
+        (f"{FINISH} {SIGNATURE}/>", "<finish/>"),
+        (f"{FINISH} {BLAKE3} {SIGNATURE}/>", "<finish/>"),
+        (f"{FINISH} {BLAKE3} sealed='{HIDDEN}'/>", "<finish/>"),
+        (f"{FINISH} {BLAKE3} sealed='{HIDDEN}' {SIGNATURE}/>", "<finish/>"),
+        (f"{FINISH} blake3='' sealed='{HIDDEN}' {SIGNATURE}/>", "<finish/>"),
+        (f"{FINISH} sealed='' {SIGNATURE}/>", "<finish/>"),
+        (f"{FINISH} sealed='QQ==' {SIGNATURE}/>", "<finish/>"),
+        (f"{FINISH} sealed='{LATTICE}AAAA' {SIGNATURE}/>", "<finish/>"),
+        (f"{FINISH} sealed='{HIDDEN}' signature='QQ=='/>", "<finish/>"),
+        (f"{RECEIPT}/>", "<receipt/>"),
+        (f"{RECEIPT} {BLAKE3} {SIGNATURE}/>", "<receipt/>"),
+        (f"{RECEIPT} signature='QQ=='/>", "<receipt/>"),
         ("<surprise xmlns='urn:syncd:sync:1'/>", "<surprise/>"),
     ],
 )
@@ -316,6 +350,15 @@ def test_what_is_wrong_is_refused_with_the_reason(text: str, reason: str) -> Non
         schema.check(parse(text))
     assert caught.value.condition == "bad-request"
     assert caught.value.text.startswith(f"{reason}: ")
+
+
+@pytest.mark.parametrize("attributes", ["", f"{BLAKE3} {SIGNATURE}"])
+def test_a_refusal_does_not_tell_where_things_lie_in_memory(attributes: str) -> None:
+    """Xmlschema names its own objects when a key is missing."""
+    with pytest.raises(StanzaError) as caught:
+        schema.check(parse(f"{RECEIPT} {attributes}/>"))
+    assert "blake3|@signature" in caught.value.text
+    assert "0x" not in caught.value.text
 
 
 def test_all_schemas_load() -> None:

@@ -1,27 +1,31 @@
 from __future__ import annotations
 
+import base64
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+from xml.etree.ElementTree import Element
 
 import blake3
 import pytest
 import trio
 
 from syncd.bytestreams import ibb, s5b
-from syncd.errors import DeclinedError, ErrorType, TransferError
+from syncd.errors import DeclinedError, ErrorType, IntegrityError, SyncdError, TransferError
 from syncd.transfer import si
 from syncd.transfer.sender import Sent, Target
 from syncd.trust.pins import Pin, Policy
-from syncd.trust.signing import Identity
-from tests.support.peers import ALICE, BOB, Fault, Peers, open_peers
+from syncd.trust.signing import Identity, write_base64
+from syncd.xmpp.stanza import read_error
+from tests.support.peers import ALICE, BOB, Exchange, Fault, Peers, open_peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from xml.etree.ElementTree import Element
 
+    from syncd.transfer.incoming import Arriving
     from syncd.xmpp.jid import JID
+    from syncd.xmpp.stanza import Iq
 
 MIB = 1 << 20  # bytes
 
@@ -105,8 +109,22 @@ async def test_receipt_that_is_lost_is_the_same_when_it_is_asked_for_again(
     tmp_path: Path,
 ) -> None:
     async with open_peers(tmp_path, sealed=True) as peers:
-        peers.server.inject(si.FINISH, Fault.LOSE_ANSWER)
-        assert (await peers.send(peers.write("a", b"content"))).confirmed
+        peers.server.inject(si.FINISH, Fault.LOSE_ANSWER, Fault.LOSE_ANSWER)
+        assert await peers.send(peers.write("a", b"content")) == sealed(b"content")
+        asked = finishes(peers)
+        assert len(asked) == 3
+        assert len({each.payload.get("sealed") for each in asked}) == 1
+        assert len({each.answers[-1][0].get("signature") for each in asked}) == 1
+
+
+async def test_finish_that_comes_twice_at_once_is_answered_twice(tmp_path: Path) -> None:
+    """What it has sealed is opened once, for then the key to it is gone."""
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.server.inject(si.FINISH, Fault.TWICE)
+        assert await peers.send(peers.write("a", b"content")) == sealed(b"content")
+        await peers.server.idle()
+        [one, other] = finishes(peers)
+        assert one.answers[0][0].attrib == other.answers[0][0].attrib
 
 
 async def test_file_that_is_there_already_is_confirmed_with_a_signature(tmp_path: Path) -> None:
@@ -116,6 +134,11 @@ async def test_file_that_is_there_already_is_confirmed_with_a_signature(tmp_path
         await peers.restart_receiver()
         assert await peers.send(source) == sealed(b"content")
         assert peers.server.tags().count(s5b.TAG) == 1
+
+
+def finishes(peers: Peers) -> list[Exchange]:
+    """All questions for a receipt that got to a handler."""
+    return [each for each in peers.server.exchanges if each.tag == si.FINISH]
 
 
 def answers(peers: Peers) -> list[si.Answer]:
@@ -236,6 +259,171 @@ async def test_nothing_is_sealed_that_nobody_would_sign_for_at_the_end(tmp_path:
         assert peers.pins == {}
 
 
+# What the file is, is for both ends alone
+
+
+HASH = {"blake3": write_base64(blake3.blake3(b"content").digest())}
+
+
+def clear(finish: Element) -> None:
+    """A server that knows the file anyway says which it is."""
+    for name in ("sealed", "signature"):
+        del finish.attrib[name]
+    finish.attrib.update(HASH)
+
+
+def hide(finish: Element) -> None:
+    del finish.attrib["blake3"]
+    finish.set("sealed", write_base64(bytes(1_200)))
+    finish.set("signature", write_base64(bytes(64)))
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("is_sealed", "change", "reason"),
+    [
+        (True, clear, "in the clear for bytes that were sealed"),
+        (False, hide, "for bytes that were not sealed"),
+    ],
+)
+async def test_finish_of_the_other_kind_than_its_transfer_is_refused(
+    tmp_path: Path,
+    is_sealed: bool,
+    change: Callable[[Element], None],
+    reason: str,
+    there: bool,
+) -> None:
+    """Whether the bytes come, or all lies there already."""
+    async with open_peers(tmp_path, sealed=is_sealed) as peers:
+        source = peers.write("a", b"content")
+        if there:
+            await peers.send(source)
+            await peers.restart_receiver()
+        before = len(peers.arrived)
+        peers.server.change(si.FINISH, change)
+        with pytest.raises(TransferError, match=reason):
+            await peers.send(source)
+        await peers.settled()
+        error = read_error(finishes(peers)[-1].answers[0])
+        assert (error.type, error.condition) == (ErrorType.MODIFY, "bad-request")
+        assert len(peers.arrived) == before
+        assert list(peers.received()) == (["a"] if there else [])
+
+
+def flipped(text: str) -> str:
+    """The same bytes but for one bit."""
+    data = base64.b64decode(text)
+    return write_base64(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda own, _: own | {"sealed": flipped(own["sealed"])},
+        lambda own, _: own | {"signature": flipped(own["signature"])},
+        lambda own, other: own | {"sealed": other["sealed"]},
+        lambda own, other: own | {"signature": other["signature"]},
+        lambda own, other: other | {"sid": own["sid"], "size": own["size"]},
+        lambda own, _: own | {"size": "6"},
+        lambda own, _: own | {"sealed": own["signature"]},
+        lambda own, _: own | {"sealed": write_base64(bytes(112))},
+    ],
+    ids=[
+        "sealed, a bit",
+        "signature, a bit",
+        "sealed for another",
+        "signature of another",
+        "all of another",
+        "size",
+        "no such length",
+        "length of the other kem",
+    ],
+)
+async def test_finish_that_was_changed_on_the_way_delivers_nothing(
+    tmp_path: Path, change: Callable[[dict[str, str], dict[str, str]], dict[str, str]]
+) -> None:
+    """The other is one of the same file, in a transfer that was right."""
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("b", b"content"))
+        other = finishes(peers)[0].payload.attrib
+
+        def changing(finish: Element) -> None:
+            finish.attrib.update(change(dict(finish.attrib), other))
+
+        peers.server.change(si.FINISH, changing)
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a", b"content"))
+        await peers.stop_receiver()
+        assert peers.received() == {"b": b"content"}
+        assert len(peers.arrived) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda own, _: own | {"signature": flipped(own["signature"])}, "not signed"),
+        (lambda own, other: own | {"signature": other["signature"]}, "not signed"),
+        (lambda own, _: own | {"beside": "true"}, "not signed"),
+        (lambda own, _: own | {"signature": "AAAA"}, "not understood"),
+        (lambda own, _: own | {"size": "6"}, "something else"),
+        (lambda own, other: own | {"sid": other["sid"]}, "something else"),
+        (lambda own, _: {"sid": own["sid"], "size": own["size"], **HASH}, "something else"),
+        (lambda own, _: own | HASH, "malformed"),
+        (lambda own, _: {"sid": own["sid"], "size": own["size"]}, "malformed"),
+    ],
+    ids=[
+        "signature, a bit",
+        "signature of another",
+        "beside",
+        "no signature",
+        "size",
+        "sid",
+        "the hash instead",
+        "the hash as well",
+        "nothing",
+    ],
+)
+async def test_receipt_that_was_changed_on_the_way_confirms_nothing(
+    tmp_path: Path,
+    change: Callable[[dict[str, str], dict[str, str]], dict[str, str]],
+    reason: str,
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        await peers.send(peers.write("b", b"content"))
+        other = finishes(peers)[0].answers[0][0].attrib
+
+        async def on_finish(iq: Iq) -> Element:
+            receipt = await peers.receiver.on_finish(iq)
+            return Element(receipt.tag, change(dict(receipt.attrib), other))
+
+        peers.server.attach(BOB, {**peers.server._handlers[BOB], si.FINISH: on_finish})
+        with pytest.raises(SyncdError, match=reason):
+            await peers.send(peers.write("a", b"content"))
+
+
+@pytest.mark.parametrize("field", ["digest", "salt"])
+async def test_receipt_for_another_content_confirms_nothing(
+    tmp_path: Path, field: Literal["digest", "salt"]
+) -> None:
+    """Although the right receiver has signed it, in the right transfer."""
+    async with open_peers(tmp_path, sealed=True) as peers:
+
+        async def mistake(_: Arriving) -> None:
+            seal = peers.incoming[0].seal
+            assert seal is not None
+            assert seal.content is not None
+            other = bytes(32)
+            seal.content = (
+                replace(seal.content, digest=other)
+                if field == "digest"
+                else replace(seal.content, salt=other)
+            )
+
+        peers.on_arriving = mistake
+        with pytest.raises(IntegrityError, match="the receipt was not signed"):
+            await peers.send(peers.write("a", b"content"))
+
+
 def spoil(element: Element, attribute: str) -> None:
     seal = element.find(si.SEAL)
     assert seal is not None
@@ -342,13 +530,56 @@ async def test_own_key_that_is_replaced_between_offer_and_answer_costs_one_try(
         assert await peers.send(source) == sealed(b"x")
 
 
-async def test_ephemeral_key_is_with_the_opener_alone(tmp_path: Path) -> None:
-    """Which forgets it with the header, long before the transfer ends."""
+async def test_ephemeral_key_is_forgotten_with_the_finish(tmp_path: Path) -> None:
+    """Before the file gets its name, and however long that takes."""
+    known: list[bool] = []
+
+    async def on_arriving(_: Arriving) -> None:
+        known.append(has_key(peers))
+
     async with open_peers(tmp_path, sealed=True) as peers:
-        await peers.send(peers.write("a", b"x"))
-        [incoming] = peers.incoming
-        assert incoming.seal is not None
-        assert incoming.seal.ephemeral is None
+        peers.on_arriving = on_arriving
+        peers.server.change(si.FINISH, lambda _: known.append(has_key(peers)))
+        assert await peers.send(peers.write("a", b"x")) == sealed(b"x")
+        assert known == [True, False]
+
+
+def has_key(peers: Peers) -> bool:
+    """Whether the receiver could still open what is sealed for its one transfer."""
+    [incoming] = peers.incoming
+    assert incoming.seal is not None
+    return incoming.seal.ephemeral is not None
+
+
+@pytest.mark.parametrize("cut", [200, MIB])
+async def test_ephemeral_key_is_forgotten_when_a_transfer_fails(
+    tmp_path: Path, cut: int
+) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        peers.relay.cut_at(cut)
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a", content(2 * MIB)))
+        await peers.settled()
+        assert not has_key(peers)
+
+
+async def test_ephemeral_key_is_forgotten_when_the_finish_never_comes(tmp_path: Path) -> None:
+    async with open_peers(tmp_path, sealed=True) as peers:
+        source, held = peers.write("a", b"x"), trio.Event()
+        peers.server.inject(si.FINISH, held)
+
+        async def stop() -> None:
+            await peers.server.asked(si.FINISH)
+            assert has_key(peers)
+            await peers.stop_receiver()
+            assert not has_key(peers)
+            held.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            with pytest.raises(TransferError, match="given this transfer up"):
+                await peers.send(source)
+        await peers.restart_receiver()
 
 
 # A person decides while a transfer runs

@@ -372,6 +372,13 @@ def storing(
             IntegrityError,
             id="other transfer",
         ),
+        pytest.param(
+            lambda finish: si.make_receipt(
+                si.Finish(sid=finish.sid, size=finish.size, seal={"signature": "A" * 88})
+            ),
+            IntegrityError,
+            id="a signature instead",
+        ),
         pytest.param(si.make_finish, RemoteProtocolError, id="no receipt"),
         pytest.param(lambda _: None, RemoteProtocolError, id="nothing"),
     ],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from syncd.errors import ErrorType, RemoteProtocolError, StanzaError
 from syncd.transfer import schema, si
+from syncd.trust.signing import write_base64
 from syncd.xmpp.xml import is_writable, serialise
 from tests.support.peers import carried
 
@@ -21,6 +22,9 @@ BOTH = (si.BYTESTREAMS, si.IBB)
 SYNC = si.Sync(folder="photos", path="2031/a.raw", mtime_ns=1_930_000_000_123_456_789)
 OFFER = si.Offer(sid="a0", name="test.txt", size=1022, methods=BOTH)
 FINISH = si.Finish(sid="a0", size=1022, digest=bytes(range(32)))
+SIGNED = {"signature": "B" * 86 + "=="}
+SEALED_FINISH = replace(FINISH, digest=b"", seal={"sealed": "A" * 1_600, **SIGNED})
+SEALED_RECEIPT = replace(FINISH, digest=b"", seal=SIGNED)
 
 
 def form(inside: str, attributes: str = "type='form'") -> str:
@@ -114,12 +118,17 @@ offers = st.builds(
     sync=st.none() | syncs,
     seal=st.none() | seals,
 )
-finishes = st.builds(
-    si.Finish,
-    sid=texts,
-    size=st.integers(0, si.MAX_SIZE),
-    digest=st.binary(min_size=32, max_size=32),
-    signature=st.binary(max_size=64),
+ends = st.builds(si.Finish, sid=texts, size=st.integers(0, si.MAX_SIZE), beside=st.booleans())
+hashes = st.builds(replace, ends, digest=st.binary(min_size=32, max_size=32))
+written_64 = st.binary(min_size=64, max_size=64).map(write_base64)
+hidden = st.sampled_from([112, 1_200]).flatmap(
+    lambda size: st.binary(min_size=size, max_size=size).map(write_base64)
+)
+finishes = hashes | st.builds(
+    replace, ends, seal=st.fixed_dictionaries({"sealed": hidden, "signature": written_64})
+)
+receipts = hashes | st.builds(
+    replace, ends, seal=st.fixed_dictionaries({"signature": written_64})
 )
 
 
@@ -147,12 +156,15 @@ def test_answer_that_is_written_is_read_the_same(
 
 
 @settings(deadline=None)
-@given(finishes)
-def test_finish_and_receipt_that_are_written_are_read_the_same(original: si.Finish) -> None:
-    question, receipt = carried(si.make_finish(original)), carried(si.make_receipt(original))
-    schema.check(question)
-    assert (si.read_finish(question), si.read_receipt(receipt)) == (original, original)
-    assert (list(question), list(receipt)) == ([], [])
+@given(finishes, receipts)
+def test_finish_and_receipt_that_are_written_are_read_the_same(
+    question: si.Finish, receipt: si.Finish
+) -> None:
+    asked, given = carried(si.make_finish(question)), carried(si.make_receipt(receipt))
+    schema.check(asked)
+    schema.check(given)
+    assert (si.read_finish(asked), si.read_receipt(given)) == (question, receipt)
+    assert (list(asked), list(given)) == ([], [])
 
 
 # Offers as they are read
@@ -527,6 +539,16 @@ def test_finish_and_receipt_are_written_as_attributes() -> None:
     assert written(si.make_receipt(FINISH)) == f"<receipt {attributes}/>"
 
 
+def test_of_a_sealed_file_neither_shows_the_hash() -> None:
+    attributes = "xmlns='urn:syncd:sync:1' sid='a0' size='1022'"
+    signature = f"signature='{'B' * 86}=='"
+    question = f"<finish {attributes} sealed='{'A' * 1_600}' {signature}/>"
+    assert written(si.make_finish(SEALED_FINISH)) == question
+    assert written(si.make_receipt(SEALED_RECEIPT)) == f"<receipt {attributes} {signature}/>"
+    # An iq adds two JIDs and an id to it: as much as every server lets pass (RFC 6120 13.12).
+    assert len(question) < 2_000
+
+
 def without(name: str) -> Callable[[Element], None]:
     def damage(element: Element) -> None:
         del element.attrib[name]
@@ -562,6 +584,43 @@ def test_damaged_finish_and_receipt_are_refused(damage: Callable[[Element], None
         si.read_finish(question)
     assert caught.value.condition == "bad-request"
     with pytest.raises(RemoteProtocolError):
+        si.read_receipt(receipt)
+
+
+HASH = base64.b64encode(FINISH.digest).decode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(without("sealed"), id="nothing sealed"),
+        pytest.param(without("signature"), id="no signature"),
+        pytest.param(with_value("sealed", "A" * 5_000), id="too much"),
+        pytest.param(with_value("signature", "A" * 5_000), id="long signature"),
+        pytest.param(with_value("blake3", HASH), id="the hash beside it"),
+        pytest.param(with_value("blake3", ""), id="an empty hash beside it"),
+    ],
+)
+def test_damaged_finish_of_a_sealed_file_is_refused(damage: Callable[[Element], None]) -> None:
+    question = si.make_finish(SEALED_FINISH)
+    damage(question)
+    with pytest.raises(StanzaError, match="either blake3 or sealed and signature"):
+        si.read_finish(question)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(without("signature"), id="no signature"),
+        pytest.param(with_value("signature", "A" * 5_000), id="long signature"),
+        pytest.param(with_value("blake3", HASH), id="the hash beside it"),
+        pytest.param(with_value("blake3", ""), id="an empty hash beside it"),
+    ],
+)
+def test_damaged_receipt_of_a_sealed_file_is_refused(damage: Callable[[Element], None]) -> None:
+    receipt = si.make_receipt(SEALED_RECEIPT)
+    damage(receipt)
+    with pytest.raises(RemoteProtocolError, match="malformed"):
         si.read_receipt(receipt)
 
 

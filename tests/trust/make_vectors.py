@@ -1,12 +1,13 @@
 """Make vectors.json anew: `python -m tests.trust.make_vectors > tests/trust/vectors.json`.
 
-Offers, answers and receipts come out the same each time. Headers and streams do not, for HPKE
-takes its randomness from the kernel: they are to be opened. Needs a `cryptography` with the
-hybrid.
+Offers, answers and receipts come out the same each time. Headers, streams and finishes do not,
+for HPKE takes its randomness from the kernel: they are to be opened. Needs a `cryptography`
+with the hybrid.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import sys
@@ -15,10 +16,27 @@ from typing import Any
 from syncd.trust import words
 from syncd.trust.handshake import _answer_statement, _offer_statement
 from syncd.trust.kem import Kem
-from syncd.trust.receipt import Said, _statement, sign
-from syncd.trust.seal import SEGMENT, _header_statement, _info
+from syncd.trust.receipt import (
+    Content,
+    Said,
+    _commitment,
+    _finish_statement,
+    _statement,
+    seal_finish,
+    sign,
+)
+from syncd.trust.seal import SEGMENT, _header_statement
 from syncd.trust.signing import Identity, digest, statement
-from tests.support.sealing import ALICE, BOB, PRIVATE, TERMS, agree, plaintext, sealed
+from tests.support.sealing import (
+    ALICE,
+    BOB,
+    PRIVATE,
+    TERMS,
+    Agreed,
+    agree,
+    plaintext,
+    sealed,
+)
 
 CASES = [
     (Kem.X25519, 5, 0),
@@ -27,7 +45,7 @@ CASES = [
     (Kem.X25519, 2 * SEGMENT + 9, 4),
     (Kem.HYBRID, 5, 0),
 ]
-DIGEST = bytes(range(32))
+CONTENT = Content(digest=bytes(range(32)), salt=bytes(range(200, 232)))
 
 
 def main() -> None:
@@ -76,7 +94,7 @@ def transfer(kem: Kem, size: int, offset: int) -> dict[str, Any]:
     answer, offer = agreed.answer, agreed.answer.offer
     header, *segments = sealed(agreed, plaintext(size)[offset:])
     stream = b"".join(segments)
-    key = header[2:-64]
+    prefix, key = header[:2], header[2:-64]
     offered = _offer_statement(offer.terms, offer.identity, offer.successions, offer.kems)
     answered = _answer_statement(
         offer, offset, answer.identity, answer.successions, kem, answer.key
@@ -107,8 +125,8 @@ def transfer(kem: Kem, size: int, offset: int) -> dict[str, Any]:
         },
         "header": {
             "bytes": header.hex(),
-            "info": _info(answer).hex(),
-            "content_key": agreed.ephemeral.open(key, _info(answer)).hex(),
+            "info": statement("content key", answer.transcript, prefix).hex(),
+            "content_key": answer.open("content key", key, agreed.ephemeral, prefix).hex(),
             "statement": _header_statement(answer, key).hex(),
         },
         "segments": {
@@ -117,15 +135,30 @@ def transfer(kem: Kem, size: int, offset: int) -> dict[str, Any]:
             "sha256": hashlib.sha256(stream).hexdigest(),
             **({"bytes": stream.hex()} if len(stream) < 100 else {}),
         },
-        "ends": {
-            "blake3": DIGEST.hex(),
-            **{
-                str(said): {
-                    "statement": _statement(said, answer, DIGEST).hex(),
-                    "signature": sign(said, answer, DIGEST, who),
-                }
-                for said, who in ((Said.FINISH, ALICE), (Said.RECEIPT, BOB), (Said.BESIDE, BOB))
-            },
+        "ends": ends(agreed),
+    }
+
+
+def ends(agreed: Agreed) -> dict[str, Any]:
+    """How a transfer ends."""
+    answer = agreed.answer
+    attributes = seal_finish(answer, CONTENT, ALICE)
+    hidden = base64.b64decode(attributes["sealed"])
+    return {
+        "blake3": CONTENT.digest.hex(),
+        "salt": CONTENT.salt.hex(),
+        "commitment": _commitment(answer, CONTENT).hex(),
+        "finish": {
+            "info": statement("content", answer.transcript).hex(),
+            "statement": _finish_statement(answer, hidden).hex(),
+            "attributes": attributes,
+        },
+        **{
+            str(said): {
+                "statement": _statement(said, answer, CONTENT).hex(),
+                "signature": sign(said, answer, CONTENT, BOB),
+            }
+            for said in Said
         },
     }
 

@@ -213,6 +213,22 @@ def test_each_transfer_has_its_own_transcript() -> None:
     assert 7 + len(OTHER_TERMS) - 1 == len(transcripts)
 
 
+@kems
+def test_what_is_sealed_to_an_answer_opens_for_one_purpose_in_one_transfer(kem: Kem) -> None:
+    agreed, elsewhere = agree(kem=kem), agree(offset=1, kem=kem)
+    sealed = agreed.answer.seal("this", b"secret", b"bound")
+    assert agreed.answer.open("this", sealed, agreed.ephemeral, b"bound") == b"secret"
+    for answer, purpose, bound in (
+        (agreed.answer, "that", [b"bound"]),
+        (agreed.answer, "this", []),
+        (agreed.answer, "this", [b"bo", b"und"]),
+        (agreed.answer, "this", [b"other"]),
+        (elsewhere.answer, "this", [b"bound"]),
+    ):
+        with pytest.raises(IntegrityError, match="for another transfer"):
+            answer.open(purpose, sealed, agreed.ephemeral, *bound)
+
+
 def test_the_attributes_are_small() -> None:
     """A stanza of 10,000 bytes is what every server must take (RFC 6120 section 13.12)."""
     for identity in (BOB, BOB.succeeded_by(bytes(32))):

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from syncd.trust import words
 from syncd.trust.handshake import Answer, Offer, Terms
 from syncd.trust.kem import Ephemeral, Kem
-from syncd.trust.receipt import Said, check
+from syncd.trust.receipt import Content, Said, check, open_finish
 from syncd.trust.seal import Opener
 from syncd.trust.signing import predecessors
 from tests.support.sealing import opened, plaintext
@@ -138,19 +138,41 @@ def test_offer_and_answer(vector: dict[str, Any]) -> None:
     signature = base64.b64decode(answer["attributes"]["signature"])
     transcript = hashlib.sha256(say("transcript", answered, signature)).digest()
     assert transcript == unhex(answer["transcript"])
-    for said, who in (("finish", sender), ("receipt", receiver)):
-        end = vector["ends"][said]
-        statement = say(
-            said,
-            transcript,
-            terms["sid"],
-            terms["sender"],
-            terms["receiver"],
-            terms["size"],
-            unhex(vector["ends"]["blake3"]),
-        )
-        assert statement == unhex(end["statement"])
-        assert_signed(who, end["signature"], statement)
+
+
+@transfers
+def test_finish_and_receipt(vector: dict[str, Any]) -> None:
+    ends, transcript = vector["ends"], unhex(vector["answer"]["transcript"])
+    sender, receiver = (unhex(VECTORS[who]["public"]) for who in ("sender", "receiver"))
+    names = ("sid", "sender", "receiver", "size")
+    about = [transcript, *(vector["terms"][name] for name in names)]
+    sealed = base64.b64decode(ends["finish"]["attributes"]["sealed"])
+    said = say("finish", *about, sealed)
+    assert said == unhex(ends["finish"]["statement"])
+    assert_signed(sender, ends["finish"]["attributes"]["signature"], said)
+    info = say("content", transcript)
+    assert info == unhex(ends["finish"]["info"])
+    content = hpke_open(unhex(vector["answer"]["ephemeral_private"]), sealed, info)
+    digest, salt = content[:32], content[32:]
+    assert (digest.hex(), salt.hex()) == (ends["blake3"], ends["salt"])
+    size = vector["terms"]["size"]
+    commitment = hashlib.sha256(say("commitment", transcript, size, digest, salt)).digest()
+    assert commitment == unhex(ends["commitment"])
+    for label in ("receipt", "beside"):
+        said = say(label, *about, commitment)
+        assert said == unhex(ends[label]["statement"])
+        assert_signed(receiver, ends[label]["signature"], said)
+
+
+def hpke_open(private: bytes, sealed: bytes, info: bytes) -> bytes:
+    """What was sealed to the ephemeral key."""
+    kdf, aead = hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM
+    ecdh = X25519PrivateKey.from_private_bytes(private[-32:])
+    if len(private) == 32:
+        return hpke.Suite(hpke.KEM.X25519, kdf, aead).decrypt(sealed, ecdh, info=info)
+    lattice = MLKEM768PrivateKey.from_seed_bytes(private[:64])
+    hybrid = hpke.MLKEM768X25519PrivateKey(lattice, ecdh)
+    return hpke.Suite(hpke.KEM.MLKEM768_X25519, kdf, aead).decrypt(sealed, hybrid, info=info)
 
 
 @transfers
@@ -163,17 +185,9 @@ def test_the_stream(vector: dict[str, Any]) -> None:
     sender = unhex(VECTORS["sender"]["public"])
     assert_signed(sender, base64.b64encode(signature).decode(), said)
     private = unhex(vector["answer"]["ephemeral_private"])
-    ecdh = X25519PrivateKey.from_private_bytes(private[-32:])
     info = say("content key", transcript, header[:2])
     assert info == unhex(vector["header"]["info"])
-    kdf, aead = hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM
-    if len(private) == 32:
-        key = hpke.Suite(hpke.KEM.X25519, kdf, aead).decrypt(sealed_key, ecdh, info=info)
-    else:
-        lattice = MLKEM768PrivateKey.from_seed_bytes(private[:64])
-        hybrid = hpke.MLKEM768X25519PrivateKey(lattice, ecdh)
-        suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, kdf, aead)
-        key = suite.decrypt(sealed_key, hybrid, info=info)
+    key = hpke_open(private, sealed_key, info)
     assert key == unhex(vector["header"]["content_key"])
     associated = hashlib.sha256(say("segments", transcript, header)).digest()
     assert associated == unhex(vector["segments"]["associated"])
@@ -196,8 +210,11 @@ def test_the_stream(vector: dict[str, Any]) -> None:
 @transfers
 def test_the_first_implementation_takes_the_ends(vector: dict[str, Any]) -> None:
     answer, ends = answer_of(vector), vector["ends"]
+    private = unhex(vector["answer"]["ephemeral_private"])
+    content = open_finish(answer, ends["finish"]["attributes"], Ephemeral(answer.kem, private))
+    assert content == Content(digest=unhex(ends["blake3"]), salt=unhex(ends["salt"]))
     for said in Said:
-        check(said, answer, unhex(ends["blake3"]), ends[said]["signature"])
+        check(said, answer, content, ends[said]["signature"])
     assert answer.transcript == unhex(vector["answer"]["transcript"])
 
 
