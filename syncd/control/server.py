@@ -9,8 +9,10 @@ tasks that hand them over and cut the wait short.
 
 from __future__ import annotations
 
+import grp
 import logging
 import os
+import pwd
 import stat
 from collections import Counter, deque
 from contextlib import asynccontextmanager, contextmanager
@@ -264,12 +266,28 @@ def _make_directory(directory: Path) -> None:
             f"the directory of the control socket, {directory}, belongs to somebody else",
             hint="set socket in [control] to a path in a directory of the user that runs syncd",
         )
-    # With the sticky bit, as in /tmp, others can add files but not replace ours.
-    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+    if found.st_mode & stat.S_ISVTX:
+        return  # as in /tmp: others can add files but not replace ours
+    if found.st_mode & stat.S_IWOTH:
         raise ControlError(
             f"anybody may replace files in the directory of the control socket, {directory}",
             hint=f"chmod o-w {directory}",
         )
+    if found.st_mode & stat.S_IWGRP and not _is_of_us_alone(found.st_gid):
+        raise ControlError(
+            f"a group may replace files in the directory of the control socket, {directory}",
+            hint=f"chmod g-w {directory}",
+        )
+
+
+def _is_of_us_alone(gid: int) -> bool:
+    """Whether it is the group that many systems give each user, to be alone in (useradd(8))."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    others = set(group.gr_mem) - {user.pw_name}
+    return (user.pw_gid, user.pw_name, others) == (gid, group.gr_name, set())
 
 
 @asynccontextmanager

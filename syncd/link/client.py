@@ -10,6 +10,7 @@ import math
 import random
 import secrets
 import time
+import uuid
 from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
@@ -28,8 +29,11 @@ from syncd.errors import (
 from syncd.link import connect, resolve
 from syncd.link.peers import ROSTER, Peers
 from syncd.link.retry import (
+    ASK_AGAIN,
     BACK_OFF_LAST,
+    Pauses,
     back_off,
+    is_of_network,
     other_resource,
     other_server,
     read_host,
@@ -127,11 +131,12 @@ class Client:
             left=self._left,
             changed=changed,
         )
-        self._handlers = {ROSTER: self._peers.on_roster, **handlers}
+        self._handlers = handlers
         self._answers: dict[str, Answer] = {
             INFO: self._on_info,
             ITEMS: _on_items,
             PING: _on_ping,
+            ROSTER: self._peers.on_roster,
             VERSION: self._on_version,
         }
         self._messages = messages
@@ -143,11 +148,17 @@ class Client:
         self._offline = trio.Event()
         self._successor: connect.Connection | None = None
         self._asked_for = account.jid  # before any conflict
+        self._conflict_at = -math.inf  # on the clock of the event loop
         self._elsewhere: tuple[str, int] | None = None  # where the server has sent us
-        self._connected_at = -math.inf  # on the clock of the event loop
+        self._began_at = self._connected_at = -math.inf  # likewise: session and connection
+        self._broke_at = math.inf  # likewise, of the connection that is missing
         self._breaks = 0  # in a row, each soon after the connection was made
         self._acked = -1  # stanzas of this session, at its last break
         self._vain = 0  # breaks in a row between which nothing was acknowledged
+        self._moved = trio.Event()  # the machine has other addresses than at the last attempt
+        self._leaving = False  # the server has heard goodbye
+        self._told = ""  # the last reason for being offline in the log
+        self._caveat = ""  # the last one in the log
         self.problem: SyncdError | None = None
         self.since = time.time()
 
@@ -184,28 +195,45 @@ class Client:
                 await trio.aclose_forcefully(self._successor.transport)
 
     async def _run(self) -> None:
-        failures = 0
+        pauses = Pauses()
         while True:
-            started = trio.current_time()
+            held, ended = 0.0, None
+            self._moved = trio.Event()
             try:
                 await self._run_once()
             except SyncdError as error:
-                self.problem = error
-                log.warning("offline: %s", error)
-                self._learn(error)
+                self.problem = ended = error
+                self._tell(str(error))
+                if self._session is not None:
+                    self._elsewhere = other_server(error, _default_port(self._account))
             finally:
                 if self._session is not None:
                     self.since = time.time()
+                    held = min(trio.current_time(), self._broke_at) - self._began_at
                     self._online = trio.Event()  # a failed attempt keeps it: tasks wait for it
+                    self._moved = trio.Event()  # it has lived through that
                 self._session = None
                 self._offline.set()
                 self._contacts.clear()
                 self._changed()
             if self._successor is not None:
                 continue  # bound already
-            # A session that held for a while was a good one: begin anew.
-            failures = 0 if trio.current_time() - started > BACK_OFF_LAST else failures + 1
-            await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
+            if other := other_resource(self._asked_for, ended, secrets.token_hex(4)):
+                await self._become(other)
+            if await self._pause(pauses.after(self.problem, held, random.random())):  # noqa: S311 - jitter
+                pauses.forgive()
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait before the next attempt; tell whether another network has made that pointless.
+
+        What has happened since the last attempt began counts as well.
+        """
+        with trio.move_on_after(seconds):
+            if not is_of_network(self.problem):
+                await trio.sleep_forever()
+            await self._moved.wait()
+            return True
+        return False
 
     async def request(
         self, kind: IqType, to: JID | None, payload: Element, timeout: float = REQUEST_TIMEOUT
@@ -220,12 +248,19 @@ class Client:
         while self._session is None:
             await self._online.wait()
 
+    def network_changed(self) -> None:
+        """See at once whether the server can be reached: this machine has other addresses."""
+        self._moved.set()
+        if self._session is not None:
+            self._session.check()
+
     async def goodbye(self) -> None:
         """Tell the server that we go, if it is there; returns when it has heard.
 
         `run` comes back after a while, so cancel it then.
         """
         if self._session is not None:
+            self._leaving = True
             with suppress(OfflineError):
                 self._session.send(make_presence("unavailable"))
             self._session.close()
@@ -233,8 +268,10 @@ class Client:
 
     async def _run_once(self) -> None:
         """Live one session; the one that comes instead of a forgotten one is the next."""
-        connection = self._successor or await self._connect()
-        self._successor, self._connected_at = None, trio.current_time()
+        connection = self._successor or await self._connect_as_asked()
+        self._successor = None
+        self._began_at = self._connected_at = trio.current_time()
+        self._broke_at, self._leaving = math.inf, False
         self._acked, self._vain = -1, 0
         self._remember(connection.stream)
         session = Session(
@@ -247,7 +284,7 @@ class Client:
         )
 
         def begin(nursery: trio.Nursery) -> None:
-            self._session, self.problem = session, None
+            self._session, self.problem, self._told = session, None, ""
             self._offline, self.since = trio.Event(), time.time()
             log.info("online as %s", session.jid)
             self._peers.begin(nursery, session.jid)
@@ -258,9 +295,23 @@ class Client:
             await session.run(begin, self._reconnect)
         finally:
             self._successor = session.successor
+        if not self._leaving:
+            raise OfflineError(
+                "the server closed the stream, and did not say why",
+                hint="syncd logs in again by itself; the server's log may say more",
+            )
+
+    def _tell(self, reason: str) -> None:
+        """Log why we are offline: once, for as long as it stays the reason."""
+        level = logging.DEBUG if reason == self._told else logging.WARNING
+        log.log(level, "offline: %s", reason)
+        self._told = reason
 
     def _remember(self, stream: ClientStream) -> None:
         """Never be talked into a weaker login than this server has let us use before."""
+        if stream.caveat not in ("", self._caveat):
+            self._caveat = stream.caveat
+            log.warning("%s", stream.caveat)
         # A token's mechanism has no strength of its own: a stronger login has earned it.
         known = self._account
         least = max(known.least, stream.mechanism, key=sasl.strength)
@@ -268,6 +319,14 @@ class Client:
         if (least, sasl2) != (known.least, known.sasl2):
             self._account = replace(known, least=least, sasl2=sasl2)
             self._logged_in(least, sasl2)
+
+    async def _connect_as_asked(self) -> connect.Connection:
+        """Connect; under the name that the user wants if a conflict about it is long past."""
+        since_conflict = trio.current_time() - self._conflict_at
+        if self._account.jid != self._asked_for and since_conflict >= ASK_AGAIN:
+            log.info("asking for %s again", self._asked_for)
+            self._account = replace(self._account, jid=self._asked_for)
+        return await self._connect()
 
     async def _connect(self, sm: StreamManagement | None = None) -> connect.Connection:
         """Connect; where the server sends us instead is tried, but from there we go nowhere.
@@ -304,16 +363,32 @@ class Client:
         sm.location = ""
         return connection
 
-    def _learn(self, error: SyncdError) -> None:
-        """Come back elsewhere, or as somebody else, if that is why the session ended."""
-        if self._session is not None:
-            self._elsewhere = other_server(error, _default_port(self._account))
-        other = other_resource(self._asked_for, error, secrets.token_hex(4))
-        if other is not None:
-            self._account = replace(self._account, jid=other)
+    async def _become(self, other: JID) -> None:
+        """Log in as another client from now on: one is there already that is as we are."""
+        self._conflict_at = trio.current_time()
+        account = self._account = replace(self._account, jid=other)
+        if not account.agent:
+            return
+        # With Bind 2 the server makes the resource of the agent (XEP-0386 section 3.2.1), and
+        # the other one has the same: of one image of a machine with all its state.
+        self._account = replace(account, agent=str(uuid.uuid4()))
+        await trio.to_thread.run_sync(account.keep_agent, self._account.agent)
+        if account.tokens is not None:
+            # It belongs to the agent that it was given to (XEP-0484 section 3.3).
+            await trio.to_thread.run_sync(account.tokens.write, None)
 
     async def _reconnect(self, sm: StreamManagement) -> connect.Connection | None:
-        """Connect again to resume a session, for as long as the server keeps it."""
+        """Connect again to resume a session; tell what may be lost if that is given up."""
+        self._broke_at, connection = trio.current_time(), None
+        try:
+            connection = await self._connect_to_resume(sm)
+        finally:
+            if connection is None and (lost := len(sm.unacked)):
+                log.info("the session is given up: %d stanzas may be lost", lost)
+        return connection
+
+    async def _connect_to_resume(self, sm: StreamManagement) -> connect.Connection | None:
+        """Connect again, for as long as the server keeps the session."""
         self._check_progress(sm)
         log.info("the connection broke; resuming")
         self._changed()
@@ -324,7 +399,9 @@ class Client:
         with trio.move_on_after(resume_within(sm)):
             while sm.id:
                 if failures > 0:
-                    await trio.sleep(back_off(failures, self.problem, random.random()))  # noqa: S311 - jitter
+                    seconds = back_off(failures, self.problem, random.random())  # noqa: S311 - jitter
+                    failures = 0 if await self._pause(seconds) else failures
+                self._moved = trio.Event()
                 try:
                     connection = await self._connect_again(sm)
                 except AuthenticationError:
@@ -336,7 +413,8 @@ class Client:
                     failures = max(failures, 0) + 1
                 else:
                     log.info("resumed" if connection.stream.sm is sm else "not resumed: bound")
-                    self.problem, self._connected_at = None, trio.current_time()
+                    self.problem, self._broke_at = None, math.inf
+                    self._connected_at = trio.current_time()
                     self._changed()
                     return connection
         return None

@@ -102,6 +102,8 @@ class Account:
         the JID's domain under a CA that we trust.
       allow_plain: SASL PLAIN may be used inside TLS.
       agent: A UUID that stays ours (XEP-0388); empty: the resource of `jid` is asked for.
+      keep_agent: Keeps another one instead, if that one is somebody else's too; blocks on the
+        disk.
       least: The strongest SASL mechanism used with this server before.
       sasl2: Whether SASL2 was.
       tokens: Where a token is kept; None: none is asked for.
@@ -116,6 +118,7 @@ class Account:
     allow_plain: bool = False
     least: str = ""
     agent: str = ""
+    keep_agent: Callable[[str], None] = lambda agent: None
     sasl2: bool = False
     tokens: Tokens | None = None
 
@@ -302,10 +305,11 @@ class _Login:
         self, transport: trio.abc.Stream
     ) -> tuple[trio.abc.Stream, bytes | None]:
         """Start TLS with the right server, and give what binds the login to it."""
-        # By dNSName (or address) alone. RFC 6120 section 13.7.1.2 knows SRV-IDs and xmppAddr
-        # as well, but OpenSSL does not match them, and its name constraints do not reach them:
-        # a CA that may certify only names of its own could then certify any domain's XMPP. No
-        # public CA issues them (CA/Browser Forum, Baseline Requirements 7.1.2.7.12).
+        # By dNSName (or address) alone, and so not by the common name (`tls.make_context`). RFC
+        # 6120 section 13.7.1.2 knows SRV-IDs and xmppAddr as well, but OpenSSL does not match
+        # them, and its name constraints do not reach them: a CA that may certify only names of
+        # its own could then certify any domain's XMPP. No public CA issues them (CA/Browser
+        # Forum, Baseline Requirements 7.1.2.7.12).
         name = resolve.to_ascii(self.account.jid.domain)
         secured, der = await tls.start_tls(transport, self.context, name)
         if self.account.fingerprint is not None:
@@ -425,13 +429,20 @@ async def _say_goodbye(transport: trio.abc.Stream, stream: ClientStream) -> None
         return  # it is gone already, and the caller knows why
 
 
-async def write(transport: trio.abc.Stream, stream: ClientStream) -> None:
+async def write(
+    transport: trio.abc.Stream, stream: ClientStream, most: int | None = None
+) -> None:
     """Write what the stream has queued.
+
+    Args:
+      transport: Where to.
+      stream: What is written.
+      most: How much of it, about, bytes; None: all.
 
     Raises:
       OfflineError: The connection is broken.
     """
-    if data := stream.data_to_send():
+    if data := stream.data_to_send(most):
         try:
             await transport.send_all(data)
         except trio.BrokenResourceError as error:

@@ -1,9 +1,10 @@
 """What is remembered of earlier logins, in the state directory.
 
 The file ``login`` holds how strong they were, so that nobody talks us into a weaker one; the
-file ``token`` (mode 0600) what the server takes instead of the password (XEP-0484). Both may be
-deleted at any time: the next login only knows less, or is slower. All functions block on the
-disk.
+file ``token`` (mode 0600) what the server takes instead of the password (XEP-0484); the file
+``agent`` by what the server knows this installation among others of the account (XEP-0388). All
+may be deleted at any time: the next login only knows less, is slower, or is somebody new's. All
+functions block on the disk.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from syncd.xmpp.jid import JID
 
+_AGENT = "agent"
 _PIN = "login"
 _TOKEN = "token"  # noqa: S105 - the name of a file
 # Beyond what `login.MAX_TOKEN` could fill, each of its characters escaped: no file of ours.
@@ -57,6 +60,21 @@ def write_pin(state_dir: Path, account: JID, pin: Pin) -> None:
     words = [str(account.bare), pin.mechanism, *(["sasl2"] if pin.sasl2 else [])]
     with contextlib.suppress(OSError):
         _write(state_dir / _PIN, " ".join(words) + "\n")
+
+
+def read_agent(state_dir: Path) -> str:
+    """Read the UUID that stays ours; a new one, which is kept, where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(uuid.UUID(_read(state_dir / _AGENT).strip()))
+    agent = str(uuid.uuid4())
+    write_agent(state_dir, agent)
+    return agent
+
+
+def write_agent(state_dir: Path, agent: str) -> None:
+    """Keep it. Where it cannot be kept, the next start makes another."""
+    with contextlib.suppress(OSError):
+        _write(state_dir / _AGENT, f"{agent}\n")
 
 
 def read_token(state_dir: Path, account: JID) -> Token | None:

@@ -126,7 +126,7 @@ class Peers:
         if to_greet is not None:
             self._show(to_greet)
 
-    async def on_roster(self, iq: Iq) -> None:
+    def on_roster(self, iq: Iq) -> None:
         """Take a change of the roster, if it comes from our own account.
 
         Raises:

@@ -11,7 +11,7 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING
 
-from syncd.errors import AuthenticationError, StreamError
+from syncd.errors import AuthenticationError, StanzaError, StreamError
 
 if TYPE_CHECKING:
     from syncd.errors import SyncdError
@@ -29,6 +29,11 @@ BACK_OFF_LOGIN_LAST = 3_600.0  # seconds
 # RFC 6120 section 4.9.3: the server has something against us, not just now a problem of its
 # own. With conflict, somebody took our resource over: coming straight back would be a war.
 AGAINST_US = frozenset({"conflict", "not-authorized", "policy-violation"})
+
+# A resource that somebody else has taken is asked for again only then: with a server that lets
+# the newcomer have it, whoever has it is thrown out. Once in a day that is an accident, as at
+# a restart, and who wants to stay takes another name; more often it would be a war.
+ASK_AGAIN = 86_400.0  # seconds since the last conflict
 
 # XEP-0198 lets the server keep it to itself for how long it keeps a session; Prosody and
 # Openfire keep one for 600, ejabberd for 300.
@@ -51,18 +56,59 @@ def back_off(failures: int, problem: SyncdError | None, jitter: float) -> float:
     Returns:
       Seconds.
     """
-    if isinstance(problem, AuthenticationError):
-        first, last = BACK_OFF_LOGIN, BACK_OFF_LOGIN_LAST
-    elif isinstance(problem, StreamError) and problem.condition in AGAINST_US:
-        first, last = BACK_OFF_LAST, BACK_OFF_LOGIN_LAST
-    else:
-        first, last = BACK_OFF_FIRST, BACK_OFF_LAST
+    first, last = _bounds(problem)
     delay = first
     for _ in range(failures - 1):
         if delay >= last:
             break
         delay *= 2
     return min(delay, last) * (0.5 + jitter / 2)
+
+
+def _bounds(problem: SyncdError | None) -> tuple[float, float]:
+    """The first and the last pause after such a problem, seconds."""
+    if isinstance(problem, AuthenticationError):
+        return BACK_OFF_LOGIN, BACK_OFF_LOGIN_LAST
+    # A bind can be refused for a conflict as well.
+    if isinstance(problem, StreamError | StanzaError) and problem.condition in AGAINST_US:
+        return BACK_OFF_LAST, BACK_OFF_LOGIN_LAST
+    return BACK_OFF_FIRST, BACK_OFF_LAST
+
+
+def is_of_network(problem: SyncdError | None) -> bool:
+    """Whether another network may help; not where the server has something against us."""
+    first, _ = _bounds(problem)
+    return first == BACK_OFF_FIRST
+
+
+class Pauses:
+    """How long to wait before each login, by how the ones before went."""
+
+    def __init__(self) -> None:
+        self._failures = 0  # in a row
+
+    def forgive(self) -> None:
+        """Begin anew: what was in the way is not there any more."""
+        self._failures = 0
+
+    def after(self, problem: SyncdError | None, held: float, jitter: float) -> float:
+        """Decide when to log in again.
+
+        A session that held longer than the longest pause makes up for the failures before it.
+        So a server that throws us out each time, however slowly, sees us ever more rarely.
+
+        Args:
+          problem: Why the last attempt failed, or its session ended.
+          held: For how long there was a session, seconds; 0 if there was none, however long
+            that took to turn out.
+          jitter: 0 to 1.
+
+        Returns:
+          Seconds.
+        """
+        _, longest = _bounds(problem)
+        self._failures = 0 if held > longest else self._failures + 1
+        return back_off(self._failures, problem, jitter)
 
 
 def resume_within(sm: StreamManagement) -> float:
@@ -106,17 +152,22 @@ def read_host(text: str, default_port: int) -> tuple[str, int] | None:
     return (found[1].strip("[]"), port) if 0 < port < 65_536 else None
 
 
+def is_conflict(problem: SyncdError | None) -> bool:
+    """Whether somebody else is who we were, or wanted to be (RFC 6120 section 7.7.2.2)."""
+    return isinstance(problem, StreamError | StanzaError) and problem.condition == "conflict"
+
+
 def other_resource(jid: JID, problem: SyncdError | None, suffix: str) -> JID | None:
     """As whom to come back after a conflict: not as the one that somebody else is now.
 
     Args:
       jid: As whom the user wanted us to log in, not what became of it.
-      problem: Why the stream ended.
+      problem: Why the stream ended, or the bind was refused.
       suffix: Random, so that the other one does not come to the same.
 
     Returns:
       Whom to log in as; None if it was no conflict.
     """
-    if not isinstance(problem, StreamError) or problem.condition != "conflict":
+    if not is_conflict(problem):
         return None
     return jid.with_resource(f"{jid.resource[:64]}-{suffix}" if jid.resource else suffix)

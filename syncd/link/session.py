@@ -1,9 +1,14 @@
-"""A stream's life on trio: one pump, one writer, requests and their answers."""
+"""A stream's life on trio: one pump, one writer, requests and their answers.
+
+More than 400 lines: what is read, written, handled and waited for are four sides of one state,
+and each bounds another.
+"""
 
 from __future__ import annotations
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from types import MappingProxyType
@@ -11,12 +16,7 @@ from xml.etree.ElementTree import Element
 
 import trio
 
-from syncd.errors import (
-    ErrorType,
-    OfflineError,
-    StanzaError,
-    SyncdError,
-)
+from syncd.errors import ErrorType, OfflineError, StanzaError, SyncdError
 from syncd.link import connect
 from syncd.xmpp.disco import PING
 from syncd.xmpp.jid import JID
@@ -52,14 +52,22 @@ MessageHandler = Callable[[JID, Element], None]
 
 # The answer comes from a program, through two servers. A person is asked nowhere here.
 REQUEST_TIMEOUT = 60.0  # seconds
-# A handler waits for disk and network; more at a time than any honest peer has offers out.
-MAX_HANDLING = 64  # requests
+# A handler waits for disk and network. An honest peer has one request out for each transfer,
+# of which it runs 64 at most; the rest of our places are everybody else's.
+MAX_HANDLING_OF_ONE = 64  # requests of one bare JID
+MAX_HANDLING = 256  # requests in all
 # More at a time than `parallel` peers could need; a limit, not a target.
 MAX_WAITING = 4_096  # requests
 # A silent connection is asked after this, and given up after PING_TIMEOUT more: a link that
 # died without a word is found within a minute.
 PING_AFTER = 30.0  # seconds
 PING_TIMEOUT = 20.0  # seconds
+# What the server has not taken of us yet, beyond which we take nothing of it: else it could
+# make us answer, and never read. An honest one takes that much in a moment. What came in one
+# read is answered on top; of the shortest requests, the refusals are 40 times as long.
+MAX_UNWRITTEN = 1 << 20  # bytes
+# At a time, so that a server that takes them slowly is seen to take them.
+WRITE = 65_536  # bytes
 # How long the server may take to read our footer.
 CLOSE_TIMEOUT = 5.0  # seconds
 
@@ -112,13 +120,16 @@ class Session:
         self._bounded = bounded
         self._waiting: dict[str, _Waiter] = {}
         self._writable = trio.Event()
-        self._handling = 0
+        self._progress = trio.Event()  # the writer got on, or the pump need not wait for it
+        self._broken: OfflineError | None = None  # why the writer did not
+        self._handling: Counter[JID | None] = Counter()  # requests, by whose they are
         self._reconnect: Reconnect | None = None
         self._closing = False  # we want it to end
         self._ended: SyncdError | None = None  # why, once the connection has
         self._over = False  # nothing goes out any more
         self._gap: trio.CancelScope | None = None  # between two connections
-        self._last_read = trio.current_time()
+        self._doubt = trio.Event()  # the server is to be asked without waiting for silence
+        self._heard_at = trio.current_time()  # when the server last gave a sign of life
 
     @property
     def jid(self) -> JID:
@@ -215,8 +226,8 @@ class Session:
 
     async def _run_connection(self, handling: trio.Nursery) -> None:
         """Live on one connection until it ends; requests are handled in `handling`."""
-        self._last_read = trio.current_time()
-        self._writable = trio.Event()
+        self._heard_at = trio.current_time()
+        self._writable, self._progress, self._broken = trio.Event(), trio.Event(), None
         writing = trio.CancelScope(shield=True)
         try:
             async with trio.open_nursery() as nursery:
@@ -248,15 +259,19 @@ class Session:
             self._stream.send_later(stanza)
         elif self._stream.is_open and not self._over:
             self._stream.send(stanza)
-            self._writable.set()
+            self._wake()
         else:
             raise OfflineError("not connected to the server")
+
+    def check(self) -> None:
+        """Ask the server at once whether it is there, as when our own address has gone."""
+        self._doubt.set()
 
     def close(self) -> None:
         """Say goodbye; `run` ends when the server has answered, or cannot be told."""
         self._closing = True
         self._stream.close()
-        self._writable.set()
+        self._wake()
         if self._gap is not None:
             self._gap.cancel()
 
@@ -302,34 +317,67 @@ class Session:
             del self._waiting[ident]
         raise OfflineError(f"{to or 'the server'} gave no answer for {timeout:.0f} s")
 
+    def _wake(self) -> None:
+        self._writable.set()
+        self._progress.set()
+
     async def _pump(self, nursery: trio.Nursery) -> None:
         events = self._connection.early
         while True:
+            # All of them, whatever is unwritten: what the stream has counted is handled.
             for event in events:
                 match event:
                     case StanzaReceived(stanza):
-                        self._route(stanza, nursery)
+                        await self._route(stanza, nursery)
                     case StreamEnded(error):
                         self._ended = error
                         return
                     case _:
                         raise AssertionError(f"{event} on an open stream")
+            while self._must_wait:
+                if self._broken is not None:
+                    self._ended = self._broken
+                    return
+                self._progress = trio.Event()
+                await self._progress.wait()
             data = await connect.read(self._connection.transport)
-            self._last_read = trio.current_time()
+            self._heard_at = trio.current_time()
             events = self._stream.receive_data(data)
             self._writable.set()
 
+    @property
+    def _must_wait(self) -> bool:
+        """Whether the server has to take something of us before we take more of it.
+
+        A server that waits for the same of us is given up like a silent one. Behind our footer
+        nothing is answered any more.
+        """
+        return self._stream.is_open and self._stream.queued > MAX_UNWRITTEN
+
     async def _write(self, scope: trio.CancelScope, last_words: trio.Event) -> None:
         # The only task that writes: one cancelled inside send_all would leave half a stanza.
-        # Of a broken connection the pump reads the end, and says so.
-        with scope, suppress(OfflineError):
-            while True:
-                self._writable = trio.Event()  # before the look, or a wake is lost
-                last = last_words.is_set()  # before the look: nothing is queued behind them
-                await connect.write(self._connection.transport, self._stream)
-                if last:
-                    return
-                await self._writable.wait()
+        try:
+            with scope:
+                while True:
+                    self._writable = trio.Event()  # before the look, or a wake is lost
+                    last = last_words.is_set()  # before the look: nothing comes behind them
+                    await self._write_all()
+                    if last:
+                        return
+                    await self._writable.wait()
+        except OfflineError as error:
+            # The pump reads the end, and says so; unless it does not read just now.
+            self._broken = error
+            self._progress.set()
+
+    async def _write_all(self) -> None:
+        while self._stream.queued:
+            await connect.write(self._connection.transport, self._stream, WRITE)
+            if self._stream.queued:
+                # Of a server that takes much, and slowly, it is the only sign of life; the ping
+                # is behind all that. Elsewhere it says no more than that the kernel has room.
+                self._heard_at = trio.current_time()
+            self._progress.set()
 
     async def _keep_alive(self, stream_scope: trio.CancelScope) -> None:
         """End the connection when the server falls silent (XEP-0199).
@@ -338,11 +386,13 @@ class Session:
         """
         spoke_at = trio.current_time()
         while True:
-            ask_at = self._last_read + PING_AFTER
+            ask_at = self._heard_at + (0.0 if self._doubt.is_set() else PING_AFTER)
             speak_by = spoke_at + self._stream.limits.speak_every
             if trio.current_time() < min(ask_at, speak_by):
-                await trio.sleep_until(min(ask_at, speak_by))
+                with trio.move_on_at(min(ask_at, speak_by)):
+                    await self._doubt.wait()
                 continue
+            self._doubt = trio.Event()
             spoke_at = asked_at = trio.current_time()
             if asked_at < ask_at:
                 self._stream.keep_alive()
@@ -350,26 +400,26 @@ class Session:
                 continue
             with trio.move_on_after(PING_TIMEOUT) as waiting:
                 try:
-                    await self.request("get", None, make(PING))
-                except StanzaError:
-                    pass  # a refusal is a sign of life as well
+                    with suppress(StanzaError):  # a refusal is a sign of life as well
+                        await self.request("get", None, make(PING))
                 except OfflineError:
                     # Our footer is out, or too many requests wait: listening has to do.
                     await trio.sleep_forever()
             # Whatever came meanwhile is a sign of life: the ping may be queued behind much.
-            if waiting.cancelled_caught and self._last_read < asked_at:
-                silence = PING_AFTER + PING_TIMEOUT
-                self._ended = OfflineError(f"the server was silent for {silence:.0f} s")
+            if waiting.cancelled_caught and self._heard_at < asked_at:
+                did = "took nothing" if self._must_wait else "was silent"
+                silence = trio.current_time() - self._heard_at
+                self._ended = OfflineError(f"the server {did} for {silence:.0f} s")
                 # Not raised here, where the nursery would wrap it in a group.
                 stream_scope.cancel()
                 return
 
-    def _route(self, stanza: Element, nursery: trio.Nursery) -> None:
+    async def _route(self, stanza: Element, nursery: trio.Nursery) -> None:
         try:
             if stanza.tag == PRESENCE:
                 self._presence_received(stanza)
             elif stanza.tag == IQ:
-                self._route_iq(read_iq(stanza), nursery)
+                await self._route_iq(read_iq(stanza), nursery)
             elif stanza.tag == MESSAGE and stanza.get("type") != "error":
                 self._route_message(stanza)
         except StanzaError as error:
@@ -379,8 +429,15 @@ class Session:
                 self._refuse(stanza, error)
         except OfflineError:
             log.debug("our footer is out: no answer to <%s/>", stanza.tag)
+        except Exception:
+            # What others ask of us is part of a transfer: a bug in that is told, and what led
+            # to it refused. If it ended the process, a peer that has found one could end it
+            # again and again, and a presence would do so after each login.
+            log.exception("taking a stanza from %s", _sender(stanza))
+            if stanza.tag != PRESENCE and stanza.get("type") not in ("result", "error"):
+                self._refuse(stanza, _our_fault())
 
-    def _route_iq(self, iq: Iq, nursery: trio.Nursery) -> None:
+    async def _route_iq(self, iq: Iq, nursery: trio.Nursery) -> None:
         if iq.type in ("result", "error"):
             waiter = self._waiting.get(iq.id) or self._misnamed(iq)
             if waiter is None or not self._may_answer(iq.sender, waiter.to):
@@ -389,20 +446,32 @@ class Session:
                 waiter.answer(iq)
             return
         assert iq.payload is not None
-        answer = self._answers.get(iq.payload.tag)
-        if answer is not None:
-            self.send(_make_result(iq, answer(iq)))
+        if answer := self._answers.get(iq.payload.tag):
+            self._reply(iq, answer(iq))
+            return
+        handler = self._handlers.get(iq.payload.tag)
+        if handler is None:
+            # RFC 6120 section 8.4: what we do not understand is answered all the same.
+            self._refuse(iq.element, StanzaError(ErrorType.CANCEL, "service-unavailable"))
             return
         counts = iq.payload.tag not in self._bounded
-        if counts and self._handling >= MAX_HANDLING:
-            raise StanzaError(
-                ErrorType.WAIT, "resource-constraint", "too many requests at once"
-            )
+        if counts and self._is_busy(iq):
+            # Requests that wait for nothing, such as those of strangers, which are refused,
+            # take no places: all that were begun have got so far behind the second of these.
+            # Not to be cancelled, for what comes behind this stanza is counted as handled.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if self._is_busy(iq):
+                raise StanzaError(ErrorType.WAIT, "resource-constraint", "too much at once")
         # Called here, in the order of the stanzas, which counts for some (XEP-0047); what it
         # then waits for is its own matter.
-        answering = self._handlers.get(iq.payload.tag, _on_unknown)(iq)
-        self._handling += counts
+        answering = handler(iq)
+        self._handling[_whose(iq)] += counts
         nursery.start_soon(self._handle, iq, answering, counts)
+
+    def _is_busy(self, iq: Iq) -> bool:
+        of_one, of_all = self._handling[_whose(iq)], self._handling.total()
+        return of_one >= MAX_HANDLING_OF_ONE or of_all >= MAX_HANDLING
 
     def _route_message(self, message: Element) -> None:
         wanted = [child for child in message if child.tag in self._messages]
@@ -418,7 +487,7 @@ class Session:
             self._refuse(message, error)
         except SyncdError as error:
             log.warning("could not take a message from %s: %s", sender, error)
-            self._refuse(message, StanzaError(error.type, "internal-server-error"))
+            self._refuse(message, _our_fault(error.type))
 
     def _misnamed(self, iq: Iq) -> _Waiter | None:
         """The one request that an error is about, if its id is none of ours.
@@ -439,32 +508,33 @@ class Session:
         return found[0] if len(found) == 1 else None
 
     def _may_answer(self, sender: JID | None, asked: JID | None) -> bool:
-        if sender == asked:
-            return True
         # COMPAT(prosody, ejabberd): the server answers for our account from nothing, from
         # our bare JID, from our full JID or from its domain.
         own = {None, self.jid, self.jid.bare, JID("", self.jid.domain)}
-        return sender in own and asked in own
+        return sender == asked or (sender in own and asked in own)
 
     async def _handle(self, iq: Iq, answering: Awaitable[Element | None], counts: bool) -> None:
         try:
-            reply = _make_result(iq, await answering)
+            self._reply(iq, await answering)
         except StanzaError as error:
-            reply = make_error_reply(iq.element, error)
+            self._refuse(iq.element, error)
         except SyncdError as error:
             # The sentence is for our own user: it may name files and folders here.
             log.warning("could not answer %s: %s", iq.sender, error)
-            reply = make_error_reply(
-                iq.element, StanzaError(error.type, "internal-server-error")
-            )
+            self._refuse(iq.element, _our_fault(error.type))
+        except Exception:  # as in _route
+            log.exception("answering %s", iq.sender)
+            self._refuse(iq.element, _our_fault())
         finally:
-            self._handling -= counts
+            self._handling -= Counter({_whose(iq): counts})  # keeps nobody who has none
+
+    def _reply(self, iq: Iq, payload: Element | None) -> None:
+        children = [] if payload is None else [payload]
         try:
-            self.send(reply)
+            self.send(make_iq("result", iq.id, iq.sender, *children))
         except StanzaError as error:
             log.warning("no answer to %s: %s", iq.sender, error)
-            too_long = StanzaError(ErrorType.CANCEL, "internal-server-error", "too long")
-            self._refuse(iq.element, too_long)
+            self._refuse(iq.element, _our_fault(text="too long"))
         except OfflineError:
             log.debug("no answer to %s: the session has ended", iq.sender)
 
@@ -513,11 +583,10 @@ def _sender(stanza: Element) -> JID | str:
         return "a malformed address"
 
 
-def _make_result(request: Iq, payload: Element | None) -> Element:
-    children = [] if payload is None else [payload]
-    return make_iq("result", request.id, request.sender, *children)
+def _whose(iq: Iq) -> JID | None:
+    """Whose places a request takes: those of the account, whichever client of it asks."""
+    return iq.sender.bare if iq.sender else None
 
 
-async def _on_unknown(iq: Iq) -> None:
-    # RFC 6120 section 8.4: what we do not understand is answered all the same.
-    raise StanzaError(ErrorType.CANCEL, "service-unavailable")
+def _our_fault(kind: ErrorType = ErrorType.CANCEL, text: str = "") -> StanzaError:
+    return StanzaError(kind, "internal-server-error", text)

@@ -85,6 +85,9 @@ def make_context(*, ca_file: Path | None, verify: bool, direct: bool) -> ssl.SSL
       OfflineError: The file cannot be used.
     """
     context = ssl.create_default_context()
+    # RFC 9525 section 2: the common name is no name of a server any more. Name constraints do
+    # not reach it: a CA that may certify only names of its own could put any domain there.
+    context.hostname_checks_common_name = False
     # RFC 9325 section 3.1.1: nothing older.
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if direct:
@@ -250,7 +253,9 @@ def _names(certificate: x509.Certificate) -> str:
             x509.SubjectAlternativeName
         ).value
     except x509.ExtensionNotFound:
-        return _shown(certificate.subject)
+        # It may even be the right one.
+        subject = _shown(certificate.subject)
+        return f"{subject} by its subject, and for nobody by a subject alternative name"
     names = [
         *extension.get_values_for_type(x509.DNSName),
         *(str(address) for address in extension.get_values_for_type(x509.IPAddress)),

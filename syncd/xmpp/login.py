@@ -43,6 +43,15 @@ CONTINUE = f"{{{NS_SASL2}}}continue"
 # Prosody's tokens have some 80 characters, ejabberd's fewer.
 MAX_TOKEN = 4_096  # characters
 
+_CHECK = "check account.jid and the password"
+# Most servers do not say that the binding is what they miss: to do so is optional in RFC 5802.
+_CHECK_BOTH = (
+    f"{_CHECK}; if both are right, something between here and the server ends the TLS "
+    "connection and starts another (a company's or a virus scanner's proxy, or one in front of "
+    "the server): the server then has another certificate than the one seen here, which the "
+    "proof of the password covers"
+)
+
 # What others may see of us in the resource (XEP-0386 section 3.2.1); no host name.
 TAG = "syncd"
 SOFTWARE = "syncd"
@@ -249,6 +258,7 @@ class Login:
       mechanism: The one that is used.
       inline: What goes inside the login; None without SASL2.
       token: The one to be kept now; None if there is none, or the server takes it no more.
+      caveat: What the user should know about the login, as a sentence; may be empty.
 
     Raises:
       AuthenticationError: There is no mechanism that may be used.
@@ -275,6 +285,7 @@ class Login:
             )
         # Whatever the token is for: nothing is sent to a server whose offer smells.
         self._choice = self._choose()
+        self.caveat = self._choice.caveat
         self._token_mechanism = self._choose_for_token()
         self._proven = False
         self._proof: sasl.Scram | sasl.HashedToken | None = None
@@ -340,7 +351,7 @@ class Login:
         Raises:
           AuthenticationError, OfflineError: What the refusal means.
         """
-        error = read_failure(failure, self._jid)
+        error = read_failure(failure, self._jid, bound=self.mechanism.endswith("-PLUS"))
         if not isinstance(self._proof, sasl.HashedToken) or isinstance(error, OfflineError):
             raise error
         self.token = None
@@ -439,8 +450,16 @@ def _has_expired(failure: Element) -> bool:
     return failure.find(f"{{{NS_SASL}}}credentials-expired") is not None
 
 
-def read_failure(element: Element, jid: JID) -> AuthenticationError | OfflineError:
-    """Say what a refused login means (RFC 6120 section 6.5)."""
+def read_failure(
+    element: Element, jid: JID, *, bound: bool = False
+) -> AuthenticationError | OfflineError:
+    """Say what a refused login means (RFC 6120 section 6.5).
+
+    Args:
+      element: The server's ``<failure/>``.
+      jid: Whose login it was.
+      bound: The proof covered the certificate that we see, so that may be what is wrong.
+    """
     names = [local_name(child.tag) for child in element if namespace(child.tag) == NS_SASL]
     conditions = [name for name in names if name != "text"]
     condition = conditions[0][:40] if conditions else "not-authorized"
@@ -451,7 +470,7 @@ def read_failure(element: Element, jid: JID) -> AuthenticationError | OfflineErr
     return AuthenticationError(
         f"the server refused the login of {jid.bare} [{condition}]"
         + (f": {text}" if text else ""),
-        hint="check account.jid and the password",
+        hint=_CHECK_BOTH if bound else _CHECK,
     )
 
 

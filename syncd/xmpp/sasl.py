@@ -32,6 +32,9 @@ _MAX_MESSAGE = 4_096  # bytes
 # and 95341), and reaching around it into OpenSSL is no way to become more secure.
 END_POINT = "tls-server-end-point"
 
+# A sentence names so many bindings; nobody has defined more (RFC 5929, RFC 9266).
+MAX_SHOWN = 4
+
 # Strongest first; the server's own order says nothing (Prosody's is random).
 MECHANISMS = {
     "SCRAM-SHA-512": "sha512",
@@ -96,10 +99,12 @@ class Choice:
       mechanism: As the server calls it.
       gs2_flag: RFC 5802 section 6: ``p=...`` binds to the channel; ``y``: we could, and think
         that the server cannot; ``n``: we do not.
+      caveat: What the user should know about it, as a sentence; may be empty.
     """
 
     mechanism: str
     gs2_flag: str = "n"
+    caveat: str = ""
 
 
 def choose(offered: Offered, *, end_point: bool, allow_plain: bool, least: str = "") -> Choice:
@@ -153,10 +158,25 @@ def _choose_scram(offered: Offered, *, end_point: bool) -> Choice | None:
     for mechanism in MECHANISMS:
         if can_bind and f"{mechanism}-PLUS" in offered.mechanisms:
             return Choice(f"{mechanism}-PLUS", f"p={END_POINT}")
+    # COMPAT(prosody 13): lists tls-exporter alone unless its administrator enables the one that
+    # every server must list. XEP-0440 section 4 has us abort then, as somebody between may
+    # have changed the list; that would lock out whoever runs Prosody as it comes. Where a
+    # server has bound us once, `choose` takes nothing less, whatever is listed.
+    listed = offered.bindings
+    caveat = _unbound(listed) if listed is not None and END_POINT not in listed else ""
     for mechanism in MECHANISMS:
         if mechanism in offered.mechanisms:
-            return Choice(mechanism, "y" if end_point and not announced else "n")
+            return Choice(mechanism, "y" if end_point and not announced else "n", caveat)
     return None
+
+
+def _unbound(listed: frozenset[str]) -> str:
+    shown = ", ".join(sorted(map(ascii, listed))[:MAX_SHOWN]) or "it names none"
+    return (
+        f"the server binds logins to the connection only in ways that syncd does not know "
+        f"({shown}), so nobody would notice a man in the middle with a certificate of his own: "
+        f"enable {END_POINT} on the server"
+    )
 
 
 def choose_for_token(offered: frozenset[str], *, end_point: bool, must_bind: bool) -> str:

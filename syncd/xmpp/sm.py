@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from syncd.errors import RemoteProtocolError
+from syncd.xmpp.xml import make
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -124,6 +125,10 @@ class StreamManagement:
     def received(self) -> None:
         """Count a stanza of the server's."""
         self._handled = (self._handled + 1) % _WRAP
+
+    def make_answer(self) -> Element:
+        """Build the ``<a/>`` that tells the server what we have handled (section 4)."""
+        return make(f"{{{NS}}}a", {"h": self._handled})
 
     def acknowledged(self, h: int) -> int:
         """Take the server's ``h``.

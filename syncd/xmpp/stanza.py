@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from syncd.errors import ErrorType, StanzaError, StreamError
 from syncd.xmpp.jid import JID
-from syncd.xmpp.xml import NS_CLIENT, local_name, make, namespace
+from syncd.xmpp.xml import (
+    NS_CLIENT,
+    NS_STREAMS,
+    is_writable,
+    local_name,
+    make,
+    namespace,
+    serialise,
+)
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -144,7 +152,8 @@ def make_presence(
 def make_error(error: StanzaError) -> Element:
     """Build the ``<error/>`` that tells a peer why (RFC 6120 section 8.3.2)."""
     element = make(ERROR, {"type": error.type}, make(f"{{{NS_STANZAS}}}{error.condition}"))
-    if error.text:
+    # A sentence of ours may name a file as the disk has it, which XML cannot always carry.
+    if error.text and is_writable(error.text[:MAX_TEXT]):
         element.append(make(f"{{{NS_STANZAS}}}text", text=error.text[:MAX_TEXT]))
     if error.app:
         element.append(make(error.app))
@@ -263,6 +272,21 @@ def read_stream_error(element: Element) -> StreamError:
             other_host = said if condition == "see-other-host" else ""
     hint = _STREAM_HINTS.get(condition, "")
     return StreamError(condition, text, other_host=other_host, hint=hint)
+
+
+def write_stream_error(condition: str, *details: Element) -> bytes:
+    """Write why we end the stream (RFC 6120 section 4.9.2), as it stands in front of a footer.
+
+    Args:
+      condition: The defined condition.
+      details: Application-specific ones.
+    """
+    error = make(
+        f"{{{NS_STREAMS}}}error", None, make(f"{{{NS_STREAM_ERRORS}}}{condition}"), *details
+    )
+    # The one place for a prefix: RFC 6120 section 4.8.5 declares it in the header.
+    text = serialise(error, outer=NS_STREAMS)
+    return text.replace(b"<error", b"<stream:error", 1).replace(b"</error", b"</stream:error")
 
 
 # XEP-0086 section 3, the codes that real clients still send alone.

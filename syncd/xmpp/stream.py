@@ -30,6 +30,7 @@ from syncd.errors import (
     AuthenticationError,
     OfflineError,
     RemoteProtocolError,
+    StanzaError,
     SyncdError,
 )
 from syncd.xmpp import login, sasl, sm
@@ -39,13 +40,13 @@ from syncd.xmpp.sm import StreamManagement
 from syncd.xmpp.stanza import (
     IQ,
     MESSAGE,
-    NS_STREAM_ERRORS,
     PRESENCE,
     Limits,
     make_iq,
     read_error,
     read_limits,
     read_stream_error,
+    write_stream_error,
 )
 from syncd.xmpp.xml import (
     MAX_STANZA,
@@ -54,6 +55,7 @@ from syncd.xmpp.xml import (
     Closed,
     Malformed,
     Opened,
+    Outgoing,
     StreamParser,
     local_name,
     make,
@@ -183,7 +185,7 @@ class ClientStream:
         self._authenticated = False
         self._closing = False  # our footer is out
         self._can_enable = False  # the server offers stream management
-        self._out = bytearray()
+        self._out = Outgoing()
         self._events: list[Event] = []
         # RFC 6120: which element may come in which state. What is not here ends the stream.
         self._table: dict[tuple[State, str], Callable[[Element], None]] = {
@@ -250,10 +252,18 @@ class ClientStream:
         events, self._events = self._events, []
         return events
 
-    def data_to_send(self) -> bytes:
-        """Take the bytes that are to be written now, all of them, in order."""
-        data, self._out = bytes(self._out), bytearray()
-        return data
+    def data_to_send(self, most: int | None = None) -> bytes:
+        """Take the bytes that are to be written now, in order.
+
+        Args:
+          most: Where to stop, bytes, but never inside of an element; None: take all.
+        """
+        return self._out.take(most)
+
+    @property
+    def queued(self) -> int:
+        """How many bytes `data_to_send` would take."""
+        return len(self._out)
 
     @property
     def closing(self) -> bool:
@@ -274,10 +284,10 @@ class ClientStream:
         assert self.is_open, f"cannot send in state {self.state.name}, or behind our footer"
         data = serialise(stanza)
         self.limits.check(data)
-        self._out += data
+        self._out.put(data)
         if self.sm is not None:
             if self.sm.sent(data):
-                self._out += serialise(make(f"{{{sm.NS}}}r"))
+                self._out.put(serialise(make(f"{{{sm.NS}}}r")))
             if self.sm.full:
                 self._abort(RemoteProtocolError("the server acknowledges nothing any more"))
 
@@ -295,13 +305,14 @@ class ClientStream:
     def keep_alive(self) -> None:
         """Queue a space: a sign of life that nobody answers (RFC 6120 section 4.6.1)."""
         if self.is_open:
-            self._out += b" "
+            self._out.put(b" ")
 
     def close(self) -> None:
         """Queue our footer; the server's footer, or its hanging up, ends the stream."""
-        if self.state is not State.CLOSED and not self._closing:
-            self._closing = True
-            self._out += b"</stream:stream>"
+        if self.sm is not None and self._counting and self.is_open:
+            # XEP-0198 section 4: what we have handled need not come back to who sent it.
+            self._out.put(serialise(self.sm.make_answer()))
+        self._say_footer()
 
     def tls_started(self, end_point: bytes | None = None) -> None:
         """The connection is inside TLS, and the certificate is good.
@@ -318,7 +329,7 @@ class ClientStream:
         if self.state is State.AUTH and self._login is not None:
             response = self._login.key_derived(key)
             if response is not None:
-                self._out += serialise(response)
+                self._out.put(serialise(response))
 
     @property
     def mechanism(self) -> str:
@@ -329,6 +340,11 @@ class ClientStream:
     def sasl2(self) -> bool:
         """Whether SASL2 logs us in."""
         return self._login is not None and self._login.inline is not None
+
+    @property
+    def caveat(self) -> str:
+        """What the user should know about how we log in, as a sentence; may be empty."""
+        return self._login.caveat if self._login else ""
 
     @property
     def token(self) -> sasl.Token | None:
@@ -343,10 +359,10 @@ class ClientStream:
         self.state = State.HEADER
         # RFC 6120 section 4.7.1: `from` only where nobody can read along.
         sender = f" from='{self.jid.bare}'" if self._secure else ""
-        self._out += (
+        self._out.put(
             f"<?xml version='1.0'?><stream:stream to='{self.jid.domain}'{sender} version='1.0'"
-            f" xml:lang='en' xmlns='{NS_CLIENT}' xmlns:stream='{NS_STREAMS}'>"
-        ).encode()
+            f" xml:lang='en' xmlns='{NS_CLIENT}' xmlns:stream='{NS_STREAMS}'>".encode()
+        )
 
     def _receive(self, item: Opened | Element | Closed | Malformed) -> None:
         match item:
@@ -356,7 +372,7 @@ class ClientStream:
                     raise RemoteProtocolError("the server speaks no XMPP 1.0")
                 self.state = State.FEATURES
             case Malformed(condition, text):
-                self._out += self._error(condition)
+                self._out.put(write_stream_error(condition))
                 raise RemoteProtocolError(
                     f"the server sent no proper XMPP: {text} [{condition}]"
                 )
@@ -373,7 +389,7 @@ class ClientStream:
     def _unexpected(self, element: Element) -> None:
         if self.state is State.OPEN and namespace(element.tag) != NS_CLIENT:
             return  # COMPAT(servers): elements of extensions that we did not enable
-        self._out += self._error("unsupported-stanza-type")
+        self._out.put(write_stream_error("unsupported-stanza-type"))
         raise RemoteProtocolError(
             f"the server sent <{local_name(element.tag)[:40]}/> while in {self.state.name}"
         )
@@ -388,7 +404,7 @@ class ClientStream:
                     hint='enable TLS on the server, or set account.tls = "direct" if this is '
                     "its port for direct TLS",
                 )
-            self._out += serialise(make(f"{{{NS_TLS}}}starttls"))
+            self._out.put(serialise(make(f"{{{NS_TLS}}}starttls")))
             self.state = State.STARTTLS
         elif not self._authenticated:
             self._authenticate(features)
@@ -396,7 +412,7 @@ class ClientStream:
             self._can_enable = features.find(f"{{{sm.NS}}}sm") is not None
             if self._can_enable and self._former is not None:
                 previous = {"h": str(self._former.handled), "previd": self._former.id}
-                self._out += serialise(make(f"{{{sm.NS}}}resume", previous))
+                self._out.put(serialise(make(f"{{{sm.NS}}}resume", previous)))
                 self.state = State.RESUME
             else:
                 self._bind()
@@ -404,18 +420,15 @@ class ClientStream:
             raise RemoteProtocolError("the server offers no resource binding")
 
     def _bind(self) -> None:
-        resource = (
-            [make(f"{{{NS_BIND}}}resource", text=self.jid.resource)]
-            if self.jid.resource
-            else []
-        )
-        bind = make(f"{{{NS_BIND}}}bind", None, *resource)
-        self._out += serialise(make_iq("set", _BIND_ID, None, bind))
+        bind = make(f"{{{NS_BIND}}}bind")
+        if self.jid.resource:
+            bind.append(make(f"{{{NS_BIND}}}resource", text=self.jid.resource))
+        self._out.put(serialise(make_iq("set", _BIND_ID, None, bind)))
         self.state = State.BIND
 
     def _authenticate(self, features: Element) -> None:
         self._login = Login(self.jid, self._credentials, features, self._end_point)
-        self._out += serialise(self._login.begin(self._former))
+        self._out.put(serialise(self._login.begin(self._former)))
         self.state = State.AUTH
 
     def _on_proceed(self, _: Element) -> None:
@@ -434,7 +447,7 @@ class ClientStream:
         if isinstance(answer, sasl.KeyWanted):
             self._events.append(KeyWanted(answer))
         else:
-            self._out += serialise(answer)
+            self._out.put(serialise(answer))
 
     def _on_success(self, element: Element) -> None:
         assert self._login is not None
@@ -473,11 +486,12 @@ class ClientStream:
 
     def _on_failure(self, element: Element) -> None:
         assert self._login is not None
-        self._out += serialise(self._login.refused(element))
+        self._out.put(serialise(self._login.refused(element)))
 
     def _on_bind_result(self, iq: Element) -> None:
         if iq.get("type") == "error":
-            raise read_error(iq)
+            self._on_bind_refused(read_error(iq))
+            return
         text = iq.findtext(f"{{{NS_BIND}}}bind/{{{NS_BIND}}}jid")
         if iq.get("id") != _BIND_ID or iq.get("type") != "result" or text is None:
             raise RemoteProtocolError("the server did not bind a resource")
@@ -495,7 +509,16 @@ class ClientStream:
         if self._can_enable:
             # Our stanzas count from here on (XEP-0198 section 3), the server's from its answer.
             self.sm = StreamManagement(jid)
-            self._out += serialise(make(f"{{{sm.NS}}}enable", {"resume": "true"}))
+            self._out.put(serialise(make(f"{{{sm.NS}}}enable", {"resume": "true"})))
+
+    def _on_bind_refused(self, error: StanzaError) -> None:
+        # Section 7.7.2.2: the server keeps our resource for another client that has it. Nobody
+        # can have the one that the server makes up.
+        if error.condition != "conflict" or not self.jid.resource:
+            text = error.text or "the server gives us no resource"
+            raise StanzaError(error.type, error.condition, text)
+        self.jid = self.jid.bare
+        self._bind()
 
     def _on_stanza(self, stanza: Element) -> None:
         if self.sm is not None and self._counting:
@@ -512,8 +535,10 @@ class ClientStream:
         self.sm = None
 
     def _on_ack_request(self, _: Element) -> None:
-        if self.sm is not None:
-            self._out += serialise(make(f"{{{sm.NS}}}a", {"h": self.sm.handled}))
+        # Section 4: soon, so not behind what the server does not read; it counts up, so the
+        # last answer is one to all requests before. Behind our footer nothing is said.
+        if self.sm is not None and self.is_open:
+            self._out.put_first(serialise(self.sm.make_answer()))
 
     def _on_ack(self, element: Element) -> None:
         if self.sm is not None:
@@ -528,7 +553,7 @@ class ClientStream:
             managed.id = ""
             counts = {"h": str(h), "send-count": str(managed.sent_count)}
             too_high = make(f"{{{sm.NS}}}handled-count-too-high", counts)
-            self._out += self._error("undefined-condition", too_high)
+            self._out.put(write_stream_error("undefined-condition", too_high))
             raise
 
     def _on_resumed(self, element: Element) -> None:
@@ -537,8 +562,8 @@ class ClientStream:
         self._acknowledged(self.sm, element)
         self.state = State.OPEN
         for data in self.sm.unacked:
-            self._out += data
-        self._out += serialise(make(f"{{{sm.NS}}}r"))
+            self._out.put(data)
+        self._out.put(serialise(make(f"{{{sm.NS}}}r")))
         self._events.append(Resumed())
 
     def _on_resume_failed(self, element: Element) -> None:
@@ -554,16 +579,13 @@ class ClientStream:
     def _on_stream_error(self, element: Element) -> None:
         raise read_stream_error(element)
 
-    def _error(self, condition: str, *details: Element) -> bytes:
-        error = make(ERROR, None, make(f"{{{NS_STREAM_ERRORS}}}{condition}"), *details)
-        # The one place for a prefix: RFC 6120 section 4.8.5 declares it in the header.
-        text = serialise(error, outer=NS_STREAMS)
-        return text.replace(b"<error", b"<stream:error", 1).replace(
-            b"</error", b"</stream:error"
-        )
+    def _say_footer(self) -> None:
+        if self.state is not State.CLOSED and not self._closing:
+            self._closing = True
+            self._out.put(b"</stream:stream>")
 
     def _abort(self, error: SyncdError) -> None:
-        self.close()
+        self._say_footer()
         self._end(error)
 
     def _end(self, error: SyncdError | None) -> None:

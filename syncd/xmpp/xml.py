@@ -11,10 +11,13 @@ from __future__ import annotations
 import enum
 import re
 import xml.parsers.expat
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 from xml.etree.ElementTree import Element
 from xml.parsers.expat import errors as expat_errors
+
+from syncd.errors import SyncdError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +42,9 @@ MAX_ELEMENTS = 8_192  # elements in one stanza
 MAX_NAMES = 1_024  # names in one stanza
 # Its namespace included; the longest that any XEP defines has 80.
 MAX_NAME = 1_024  # characters
+# CVE-2022-25235 and CVE-2022-25236: before it, bytes that are no UTF-8, and braces in the name
+# of a namespace, let one stanza look like another.
+MIN_EXPAT = (2, 4, 5)
 # XML 1.0 section 2.3; str.isspace takes much more.
 _SPACE = " \t\r\n"
 _BOM = b"\xef\xbb\xbf"
@@ -212,6 +218,23 @@ class _Cutter:
         return tag
 
 
+def check_expat(version: tuple[int, int, int] = xml.parsers.expat.version_info) -> None:
+    """See to it that no stanza can hide in another by a fault of libexpat's.
+
+    Args:
+      version: Of libexpat; Python comes with its own, or uses the system's.
+
+    Raises:
+      SyncdError: It is too old; the administrator must update it.
+    """
+    if version < MIN_EXPAT:
+        raise SyncdError(
+            f"libexpat {'.'.join(map(str, version))} is too old to read XMPP with: its known "
+            f"holes are closed in {'.'.join(map(str, MIN_EXPAT))}",
+            hint="update libexpat, or Python if that brings its own",
+        )
+
+
 class StreamParser:
     """Turns the bytes of one stream into its header, its top-level elements and its footer.
 
@@ -219,9 +242,13 @@ class StreamParser:
 
     Args:
       max_stanza: Limit for one top-level element, and for the header, bytes.
+
+    Raises:
+      SyncdError: There is no parser here that could be trusted; see `check_expat`.
     """
 
     def __init__(self, *, max_stanza: int = MAX_STANZA) -> None:
+        check_expat()
         self._max_stanza = max_stanza
         self._events: list[Opened | Element | Closed | Malformed] = []
         self._path: list[Element] = []  # from the top-level element to the open one
@@ -437,6 +464,39 @@ def _clark(name: str) -> str:
     """``uri}name`` or ``uri}name}prefix``, as expat tells it, as ``{uri}name``."""
     uri, brace, rest = name.partition("}")
     return f"{{{uri}}}{rest.partition('}')[0]}" if brace else name
+
+
+class Outgoing:
+    """What is to be written to a stream: whole elements, so that each may be the last."""
+
+    def __init__(self) -> None:
+        self._queue: deque[bytes] = deque()
+        self._first = b""
+        self._size = 0
+
+    def __len__(self) -> int:
+        """How many bytes wait."""
+        return self._size
+
+    def put(self, data: bytes) -> None:
+        """Add an element, or several, behind all others."""
+        self._queue.append(data)
+        self._size += len(data)
+
+    def put_first(self, data: bytes) -> None:
+        """Put an element in front of all others, and in the place of the last that was."""
+        self._size += len(data) - len(self._first)
+        self._first = data
+
+    def take(self, most: int | None = None) -> bytes:
+        """Take all, or only as many as make up so many bytes."""
+        parts, taken = [self._first], len(self._first)
+        self._first = b""
+        while self._queue and (most is None or taken < most):
+            parts.append(self._queue.popleft())
+            taken += len(parts[-1])
+        self._size -= taken
+        return b"".join(parts)
 
 
 def make(

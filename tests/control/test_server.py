@@ -273,6 +273,33 @@ async def test_a_directory_where_anybody_can_replace_files_is_refused(path: Path
     assert info.value.hint == f"chmod o-w {path.parent}"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to any group")
+async def test_a_directory_where_a_group_can_replace_files_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    os.chown(path.parent, -1, 65534)
+    path.parent.chmod(0o770)
+
+    with pytest.raises(ControlError, match="a group may replace files") as info:
+        await server.serve(path, answer_all)
+
+    assert info.value.hint == f"chmod g-w {path.parent}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not everybody has a group of their own")
+@pytest.mark.parametrize(("gid", "mode"), [(0, 0o770), (65534, 0o1777), (65534, 0o750)])
+async def test_who_cannot_replace_files_there_may_be_of_the_group(
+    path: Path, gid: int, mode: int
+) -> None:
+    """A user's own group, as a umask of 002 needs it; the sticky bit; no right to write."""
+    path.parent.mkdir()
+    os.chown(path.parent, -1, gid)
+    path.parent.chmod(mode)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, path, answer_all)
+        assert path.exists()
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make directories of others")
 async def test_a_directory_of_somebody_else_is_refused(path: Path) -> None:
     path.parent.mkdir(mode=0o700)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import servers
 from tests.support.daemons import DELIVERY_TIMEOUT
 from tests.support.gate import open_gate
 from tests.support.pair import ARRIVED, BIG, FIRST, Pair, noise, offset
@@ -16,6 +18,20 @@ if TYPE_CHECKING:
 
     from tests.support.daemons import Daemons
     from tests.support.servers import Server
+
+
+@pytest.fixture(
+    params=[pytest.param(kind, marks=getattr(pytest.mark, kind)) for kind in servers.KINDS]
+)
+def kind(request: pytest.FixtureRequest) -> str:
+    """One kind of server after the other, for tests that configure their own."""
+    name: str = request.param
+    if lack := servers.missing(name):
+        # As in tests/conftest.py: where it is to be there, its absence is a fault.
+        if os.environ.get("CI"):
+            pytest.fail(lack, pytrace=False)
+        pytest.skip(lack)
+    return name
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,13 +15,7 @@ from tests.support import servers
 from tests.support.couple import PATIENCE, QUERY, together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from tests.support.servers import Server
-
-# Of the configuration of each kind: the file, and what is put before a word of it.
-_FILES = {"prosody": "prosody.cfg.lua", "ejabberd": "ejabberd.yml"}
 
 # No stanza longer than this; for Prosody it counts as well what is read with it.
 _SIZE = {
@@ -56,42 +48,11 @@ _RATE = {
 }
 
 
-@pytest.fixture(
-    params=[pytest.param(kind, marks=getattr(pytest.mark, kind)) for kind in servers.KINDS]
-)
-def kind(request: pytest.FixtureRequest) -> str:
-    """One kind of server after the other."""
-    name: str = request.param
-    if lack := servers.missing(name):
-        # As in tests/conftest.py: where it is to be there, its absence is a fault.
-        if os.environ.get("CI"):
-            pytest.fail(lack, pytrace=False)
-        pytest.skip(lack)
-    return name
-
-
-@contextmanager
-def strict(
-    kind: str, directory: Path, settings: dict[str, list[tuple[str, str]]]
-) -> Iterator[Server]:
-    """Run a server of its own with more settings than all others have."""
-    with servers.KINDS[kind](directory) as server:
-        config = directory / _FILES[kind]
-        text = config.read_text(encoding="utf-8")
-        for word, setting in settings[kind]:
-            before, found, behind = text.partition(word)
-            assert found, f"{kind} has no {word} any more"
-            text = before + setting + found + behind
-        config.write_text(text, encoding="utf-8")
-        server.restart()
-        yield server
-
-
 async def test_a_stanza_that_is_too_long_for_a_server_is_not_sent(
     kind: str, tmp_path: Path
 ) -> None:
     """Neither of them says what it takes, so it is what every server must take."""
-    with strict(kind, tmp_path, _SIZE) as server:
+    with servers.configured(kind, tmp_path, _SIZE[kind]) as server:
         async with together(server) as couple:
             client, peer = couple.alice.client, couple.bob.client.jid
             since = client.since
@@ -107,7 +68,7 @@ async def test_a_stanza_that_is_too_long_for_a_server_is_not_sent(
 async def test_a_server_that_has_been_sent_too_much_is_quoted_and_left_in_peace(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with strict(kind, tmp_path, _SIZE) as server:
+    with servers.configured(kind, tmp_path, _SIZE[kind]) as server:
         async with together(server) as couple:
             # Bob's, because the gate may hang up before the server's last words are through.
             client, peer = couple.bob.client, couple.alice.client.jid
@@ -135,7 +96,7 @@ async def test_a_server_that_takes_only_so_much_a_second_is_waited_for(
     Who waits for an answer here waits behind all that was sent before; so does the ping that
     asks whether the server is there. The times of the keep-alive are cut short.
     """
-    with strict(kind, tmp_path, _RATE) as server:
+    with servers.configured(kind, tmp_path, _RATE[kind]) as server:
         async with together(server) as couple:
             monkeypatch.setattr(session, "PING_AFTER", 2.0)
             monkeypatch.setattr(session, "PING_TIMEOUT", 4.0)

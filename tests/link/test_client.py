@@ -15,7 +15,9 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from syncd.errors import (
     AuthenticationError,
+    ErrorType,
     OfflineError,
+    StanzaError,
     StreamError,
     SyncdError,
 )
@@ -25,8 +27,14 @@ from syncd.link.connect import Account, Connection
 from syncd.link.contacts import Contacts
 from syncd.link.peers import ROSTER
 from syncd.link.resolve import Target
-from syncd.link.retry import BACK_OFF_LAST, BACK_OFF_LOGIN
-from syncd.link.session import MAX_HANDLING, PING_AFTER, PING_TIMEOUT, REQUEST_TIMEOUT
+from syncd.link.retry import ASK_AGAIN, BACK_OFF_LAST, BACK_OFF_LOGIN, BACK_OFF_LOGIN_LAST
+from syncd.link.session import (
+    MAX_HANDLING,
+    MAX_HANDLING_OF_ONE,
+    PING_AFTER,
+    PING_TIMEOUT,
+    REQUEST_TIMEOUT,
+)
 from syncd.xmpp import sm
 from syncd.xmpp.caps import read_caps, verification
 from syncd.xmpp.disco import (
@@ -53,6 +61,7 @@ from tests.support.wire import (
     Server,
     kept,
     managed_stream,
+    mechanisms,
     open_stream,
     resumed,
     resuming_stream,
@@ -92,6 +101,8 @@ class Network:
       takes: What is sent to them again gets through to them.
       wrong_count: The next server that is to resume one says that it got more than was sent.
       connected: Called when an attempt has succeeded.
+      patience: How long an attempt takes that fails, seconds.
+      offered: The mechanisms in the features of those that manage nothing; empty: as ever.
     """
 
     def __init__(self) -> None:
@@ -102,6 +113,7 @@ class Network:
         self.managed, self.keeps, self.wrong_count = False, True, False
         self.location, self.takes = "", True
         self.connected: Callable[[], None] = lambda: None
+        self.patience, self.offered = 0.0, ""
         self._put, self._get = trio.open_memory_channel[Server](100)
 
     async def connect(
@@ -111,6 +123,7 @@ class Network:
         self.attempts.append(trio.current_time())
         self.accounts.append(account)
         if self.failures:
+            await trio.sleep(self.patience)
             raise self.failures.pop(0)
         stream = self._stream(resume)
         ours, theirs = memory_stream_pair()
@@ -122,7 +135,7 @@ class Network:
 
     def _stream(self, former: StreamManagement | None) -> ClientStream:
         if not self.managed:
-            return open_stream()
+            return open_stream(self.offered)
         if former is None or not self.keeps:
             stream = managed_stream()
             kept(stream).location = self.location
@@ -198,6 +211,14 @@ KNOWN = (
     "<item jid='bob@example.org' subscription='both'/>"
     "<item jid='carol@example.org' subscription='both'/>"
 )
+
+
+async def hold(server: Server, seconds: float) -> None:
+    """Let a session last so long."""
+    until = trio.current_time() + seconds
+    while (left := until - trio.current_time()) > 0:
+        await trio.sleep(min(left, PING_AFTER - 1))
+        await server.send(" ")
 
 
 async def greet(server: Server, roster: str = KNOWN, *, behind: str = "") -> None:
@@ -537,11 +558,29 @@ async def test_a_client_that_is_busy_still_tells_what_it_is(network: Network) ->
         raise AssertionError
 
     async with online(network, new_client(query=query)) as server:
-        for number in range(MAX_HANDLING):
+        for number in range(MAX_HANDLING_OF_ONE):
             await server.send(f"<iq type='set' id='b{number}' from='{BOB}'>{A_QUERY}</iq>")
         assert condition(await ask(server, A_QUERY)) == "wait resource-constraint"
         for payload in QUESTIONS:
             assert (await ask(server, payload)).get("type") == "result"
+
+
+async def test_a_client_that_is_busy_still_takes_its_roster(network: Network) -> None:
+    """The server tells of each change once, and tells all of them in one breath."""
+
+    async def query(_: Iq) -> Element:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with online(network, new_client(query=query)) as server:
+        for number in range(MAX_HANDLING):
+            await server.send(f"<iq type='set' id='7' from='p{number}@x.y/z'>{A_QUERY}</iq>")
+        push = "<query xmlns='jabber:iq:roster'><item jid='dave@example.org'/></query>"
+        await server.send(f"<iq type='set' id='push'>{push}</iq>" * 200)
+        replies = [await server.stanza() for _ in range(200)]
+        assert {(reply.get("id"), reply.get("type")) for reply in replies} == {
+            ("push", "result")
+        }
 
 
 FORWARDED = (
@@ -753,6 +792,122 @@ async def test_wrong_credentials_are_tried_rarely(
         assert network.attempts[1] >= BACK_OFF_LOGIN / 2
 
 
+@pytest.mark.parametrize("patience", [0.0, BACK_OFF_LAST + 5])
+async def test_wrong_credentials_are_tried_ever_more_rarely_however_long_that_takes(
+    autojump_clock: MockClock,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: float,
+) -> None:
+    """Some servers of the domain may take connections and say nothing, before one refuses."""
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    network.failures = [AuthenticationError("wrong password")] * 5
+    network.patience = patience
+    async with running(new_client()):
+        await network.accept()
+        pauses = [after - before - patience for before, after in pairwise(network.attempts)]
+        assert pauses == [BACK_OFF_LOGIN * factor for factor in (1, 2, 4, 8, 12)]
+
+
+async def test_a_server_that_throws_us_out_each_time_sees_us_ever_more_rarely(
+    autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever we do to annoy it may take a while."""
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    async with running(new_client()):
+        server, pauses = await network.accept(), []
+        for held in (0, BACK_OFF_LAST + 5, BACK_OFF_LAST + 5, BACK_OFF_LOGIN_LAST + 5, 5, 5):
+            await hold(server, held)
+            ended = trio.current_time()
+            await end(server, "policy-violation")
+            server = await network.accept()
+            pauses.append(network.attempts[-1] - ended)
+        assert pauses == [BACK_OFF_LAST * factor for factor in (1, 2, 4, 1, 1, 2)]
+
+
+async def test_the_time_without_a_connection_makes_no_session_good(
+    autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    network.managed = True
+    network.failures = [OfflineError("no route")] * 4
+    async with running(new_client()):
+        server = await network.accept()
+        await server.transport.aclose()
+        broke = trio.current_time()
+        network.failures = [OfflineError("no route")] * 10_000
+        await trio.sleep(601)  # the server keeps the session for 600
+        before = len(network.attempts)
+        await trio.sleep(14.5)
+        assert len(network.attempts) == before
+        await trio.sleep(1)
+        assert network.attempts[before:] == [broke + 600 + 16]
+
+
+async def test_why_we_are_offline_is_told_once(
+    autojump_clock: MockClock, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it changes, or we were online."""
+    caplog.set_level("DEBUG", "syncd.link.client")
+    wrong, route = AuthenticationError("wrong password"), OfflineError("no route")
+    network.failures = [wrong, wrong, wrong, wrong, route, route, route, wrong, wrong]
+    async with running(new_client()):
+        server = await network.accept()
+        await wait_all_tasks_blocked()
+        network.failures = [wrong, wrong, wrong]
+        await server.transport.aclose()
+        await network.accept()
+    told = [
+        (record.levelname, record.args[0])
+        for record in caplog.records
+        if record.msg == "offline: %s" and isinstance(record.args, tuple)
+    ]
+    again = [("DEBUG", str(wrong))]
+    first = [("WARNING", str(wrong))]
+    assert told == (
+        first + again * 3
+        + [("WARNING", str(route))] + [("DEBUG", str(route))] * 2
+        + first + again
+        + [("WARNING", "the server hung up")]
+        + first + again * 2
+    )  # fmt: skip
+
+
+UNBOUND = (
+    mechanisms("SCRAM-SHA-1", "SCRAM-SHA-1-PLUS")
+    + "<sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'>"
+    "<channel-binding type='tls-exporter'/></sasl-channel-binding>"
+)
+
+
+async def test_what_the_user_should_know_of_the_login_is_told_once(
+    autojump_clock: MockClock, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    network.offered = UNBOUND
+    async with running(new_client()):
+        for _ in range(3):
+            await (await network.accept()).transport.aclose()
+    told = [record for record in caplog.records if "tls-exporter" in record.getMessage()]
+    assert [record.levelname for record in told] == ["WARNING"]
+
+
+async def test_a_server_that_closes_the_stream_is_told_with_what_comes_next(
+    autojump_clock: MockClock, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = new_client()
+    async with online(network, client) as server:
+        await server.send(S_FOOTER)
+        await wait_all_tasks_blocked()
+        said = "the server closed the stream, and did not say why"
+        assert state(client) == (None, said)
+        assert client.problem is not None
+        assert "logs in again by itself" in client.problem.hint
+        assert f"offline: {said}" in caplog.text
+        await network.accept()
+        await client.wait_online()
+        assert state(client) == (LAPTOP, None)
+
+
 async def test_a_stream_that_ends_behind_the_bind_is_an_ordinary_failure(
     autojump_clock: MockClock,
     network: Network,
@@ -845,6 +1000,87 @@ async def test_a_break_is_not_seen_from_outside(network: Network) -> None:
         assert client.since == since
 
 
+async def test_in_another_network_an_open_connection_is_asked_at_once(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    """And given up if that is too much for it: the address that it came from may be gone."""
+    network.managed = True
+    client = new_client()
+    client.network_changed()  # nothing can be asked yet
+    async with online(network, client) as server:
+        for now in (1.0, 2.0):
+            await trio.sleep(1)
+            client.network_changed()
+            ping = await but_sm(server)
+            assert (trio.current_time(), ping[0].tag) == (now, PING)
+            await server.answer(ping)
+        await trio.sleep(1)
+        client.network_changed()
+        await network.accept()
+        assert network.attempts == [0.0, 3.0 + PING_TIMEOUT]
+        await wait_all_tasks_blocked()
+        assert client.connected
+
+
+@pytest.mark.parametrize("managed", [True, False])
+async def test_another_network_ends_the_waiting(
+    autojump_clock: MockClock,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    managed: bool,
+) -> None:
+    """And the pauses begin anew: a name server may come after the address."""
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    network.managed = managed
+    client = new_client()
+    async with online(network, client) as server:
+        network.failures = [OfflineError("no route")] * 100
+        await server.transport.aclose()
+        await trio.sleep(200)  # within a pause from 127 s to 247 s
+        before = len(network.attempts)
+        client.network_changed()
+        await wait_all_tasks_blocked()
+        assert network.attempts[before:] == [200.0]
+        await trio.sleep(10)
+        assert network.attempts[before:] == [200.0, 201.0, 203.0, 207.0]
+        network.failures.clear()
+        client.network_changed()
+        await network.accept()
+        assert network.attempts[-1] == 210.0
+
+
+async def test_another_network_that_comes_during_an_attempt_makes_for_the_next(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.failures = [OfflineError("no route")]
+    network.patience = 10.0
+    client = new_client()
+    async with running(client):
+        await trio.sleep(5)
+        client.network_changed()
+        await network.accept()
+        assert network.attempts == [0.0, 10.0]
+
+
+async def test_another_network_is_no_reason_to_try_wrong_credentials_sooner(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    network.failures = [AuthenticationError("wrong password")]
+    client = new_client()
+    async with running(client):
+        await trio.sleep(5)
+        client.network_changed()
+        await network.accept()
+        assert network.attempts[1] >= BACK_OFF_LOGIN / 2
+
+
+async def but_sm(server: Server) -> Element:
+    """The next stanza that is not about stream management."""
+    while (element := await server.stanza()).tag.startswith(f"{{{sm.NS}}}"):
+        pass
+    return element
+
+
 async def test_in_the_gap_the_client_is_not_connected_and_the_peers_are_kept(
     autojump_clock: MockClock, network: Network
 ) -> None:
@@ -890,8 +1126,9 @@ async def test_a_forgotten_session_is_followed_by_another_without_delay(
 
 
 async def test_a_session_is_resumed_only_as_long_as_the_server_keeps_it(
-    autojump_clock: MockClock, network: Network
+    autojump_clock: MockClock, network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     network.managed = True
     client = new_client()
     async with online(network, client) as server:
@@ -905,6 +1142,8 @@ async def test_a_session_is_resumed_only_as_long_as_the_server_keeps_it(
         assert state(client) == (None, "no route")
         assert client.contacts.online() == frozenset()
         assert 5 < len(network.attempts) < 30
+        # The presence, what asks for the roster, and what asks bob.
+        assert "the session is given up: 3 stanzas may be lost" in caplog.messages
 
 
 async def test_a_server_that_counts_wrongly_is_not_asked_to_resume_again(
@@ -1047,9 +1286,13 @@ async def test_connections_that_keep_breaking_are_made_ever_more_rarely(
 
 
 async def test_a_server_that_falls_over_what_it_is_sent_gets_it_no_more(
-    autojump_clock: MockClock, network: Network, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The next session begins without it."""
+    caplog.set_level("INFO")
     monkeypatch.setattr(random, "random", lambda: 1.0)
     network.managed, network.takes = True, False
     client = new_client()
@@ -1066,6 +1309,7 @@ async def test_a_server_that_falls_over_what_it_is_sent_gets_it_no_more(
             assert server is not old
         with pytest.raises(OfflineError, match="ended before the answer came"):
             await asked.answer()
+        assert caplog.messages.count("the session is given up: 3 stanzas may be lost") == 1
         await greet(server)
         assert network.attempts == [0.0, 0.0, 1.0, 3.0, 4.0]
 
@@ -1164,6 +1408,41 @@ async def test_after_a_conflict_the_client_is_somebody_else(
             assert re.fullmatch("laptop-[0-9a-f]{8}", jid.resource)
         pauses = [b - a for a, b in pairwise(network.attempts)]
         assert min(pauses) >= BACK_OFF_LAST / 2
+
+
+async def test_a_bind_that_is_refused_for_a_conflict_is_one(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    """The server has not even let us have a resource of its own choice."""
+    network.failures = [StanzaError(ErrorType.CANCEL, "conflict")] * 3
+    async with running(new_client()):
+        await network.accept()
+        first, *others = [account.jid.resource for account in network.accounts]
+        assert first == "laptop"
+        assert len(set(others)) == 3
+        assert all(re.fullmatch("laptop-[0-9a-f]{8}", other) for other in others)
+        assert network.attempts[1] >= BACK_OFF_LAST / 2
+
+
+async def test_long_after_a_conflict_the_name_that_the_user_wants_is_asked_for_again(
+    autojump_clock: MockClock, network: Network
+) -> None:
+    """By a login that is due anyway; and if it is still taken, that is the same once more."""
+    async with running(new_client()):
+        await end(await network.accept(), "conflict")
+        server = await network.accept()
+        conflict_at = trio.current_time() - network.attempts[1]
+        await hold(server, ASK_AGAIN / 2)
+        await server.transport.aclose()
+        server = await network.accept()
+        await hold(server, ASK_AGAIN / 2)
+        assert trio.current_time() - conflict_at > ASK_AGAIN
+        await server.transport.aclose()
+        await end(await network.accept(), "conflict")
+        await network.accept()
+        asked = [account.jid.resource for account in network.accounts]
+        assert [name == "laptop" for name in asked] == [True, False, False, True, False]
+        assert asked[1] == asked[2] != asked[4]
 
 
 @pytest.mark.parametrize("managed", [True, False])

@@ -14,11 +14,11 @@ import trio
 from syncd.demo.login import EVERYTHING, Abilities
 from syncd.demo.server import Server, open_server
 from syncd.errors import AuthenticationError
-from syncd.link import connect, keyring
+from syncd.link import connect, keyring, retry
 from syncd.link.client import Client
 from syncd.link.connect import Account, Connection, Tokens
 from syncd.link.contacts import Contacts
-from syncd.xmpp.disco import Identity
+from syncd.xmpp.disco import PING, Identity
 from syncd.xmpp.jid import JID
 from syncd.xmpp.login import NS_FAST, NS_SASL2
 from syncd.xmpp.stanza import MESSAGE
@@ -359,28 +359,39 @@ async def test_a_token_is_never_shown(world: World) -> None:
 # The client that stays online
 
 
-async def test_the_client_comes_back_by_its_token_and_resumes(world: World) -> None:
-    pins: list[tuple[str, bool]] = []
-    changed: list[trio.Event] = [trio.Event()]
+class Watched:
+    """A client, and what it has told."""
 
-    def note() -> None:
-        changed[0].set()
-        changed[0] = trio.Event()
+    def __init__(self, account: Account) -> None:
+        self.pins: list[tuple[str, bool]] = []
+        self.jids: list[JID] = []  # one after the other
+        self._change = trio.Event()
+        self.client = Client(
+            account,
+            Contacts({}, required=frozenset(), preferred=""),
+            identity=Identity("client", "bot", "syncd"),
+            version="1",
+            features=frozenset(),
+            handlers={},
+            changed=self._changed,
+            logged_in=lambda *pin: self.pins.append(pin),
+        )
 
-    async def until(condition: Callable[[], bool]) -> None:
+    def _changed(self) -> None:
+        jid = self.client.jid
+        if jid is not None and jid not in self.jids:
+            self.jids.append(jid)
+        self._change.set()
+        self._change = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            await changed[0].wait()
+            await self._change.wait()
 
-    client = Client(
-        world.account,
-        Contacts({}, required=frozenset(), preferred=""),
-        identity=Identity("client", "bot", "syncd"),
-        version="1",
-        features=frozenset(),
-        handlers={},
-        changed=note,
-        logged_in=lambda *pin: pins.append(pin),
-    )
+
+async def test_the_client_comes_back_by_its_token_and_resumes(world: World) -> None:
+    watched = Watched(world.account)
+    client, until = watched.client, watched.until
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.run)
@@ -394,4 +405,52 @@ async def test_the_client_comes_back_by_its_token_and_resumes(world: World) -> N
             assert client.jid == jid
             assert len(world.server.sessions) == 1
             nursery.cancel_scope.cancel()
-    assert pins == [("SCRAM-SHA-256-PLUS", True)]
+    assert watched.pins == [("SCRAM-SHA-256-PLUS", True)]
+
+
+async def test_of_two_copies_of_one_installation_one_becomes_another(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an image with all its state: with Bind 2 both were the same resource for ever."""
+    monkeypatch.setattr(retry, "BACK_OFF_LAST", 0.2)
+    monkeypatch.setattr(retry, "BACK_OFF_LOGIN_LAST", 0.2)
+    await world.mechanism()  # the one installation that is copied, with its token
+    copies = [tmp_path / "one", tmp_path / "two"]
+    for copy in copies:
+        copy.mkdir()
+        keyring.write_agent(copy, AGENT)
+        keyring.write_token(copy, keyring.read_token(world.state_dir, ACCOUNT))
+    one, two = (Watched(living_in(world.account, copy)) for copy in copies)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.client.run)
+            await one.client.wait_online()
+            nursery.start_soon(two.client.run)
+            await two.client.wait_online()
+            await one.until(lambda: len(one.jids) > 1 and one.client.connected)
+            for watched in (one, two):
+                assert (await watched.client.request("get", None, make(PING))).type == "result"
+            assert len(world.server.sessions) == 2
+            nursery.cancel_scope.cancel()
+    assert two.jids == one.jids[:1]
+    assert keyring.read_agent(copies[0]) != AGENT == keyring.read_agent(copies[1])
+    # A token of the old agent would have been refused, and counted as a failed login: so the
+    # second login of the one is by the password alone.
+    assert one.pins == [("", True), ("SCRAM-SHA-256-PLUS", True)]
+    assert two.pins == [("", True)]
+    tokens = [keyring.read_token(copy, ACCOUNT) for copy in copies]
+    assert None not in tokens
+    assert tokens[0] != tokens[1]
+
+
+def living_in(account: Account, state_dir: Path) -> Account:
+    """The account of an installation with this state directory."""
+    return replace(
+        account,
+        agent=keyring.read_agent(state_dir),
+        keep_agent=partial(keyring.write_agent, state_dir),
+        tokens=Tokens(
+            partial(keyring.read_token, state_dir, ACCOUNT),
+            partial(keyring.write_token, state_dir),
+        ),
+    )

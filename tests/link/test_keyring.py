@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import stat
+import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from syncd.link.keyring import Pin, read_pin, read_token, write_pin, write_token
+from syncd.link.keyring import (
+    Pin,
+    read_agent,
+    read_pin,
+    read_token,
+    write_agent,
+    write_pin,
+    write_token,
+)
 from syncd.xmpp.jid import JID
 from syncd.xmpp.sasl import Token
 
@@ -17,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 USER = JID.parse("user@example.org/laptop")
+OTHER_AGENT = "d4565fa7-4d72-4749-b3d3-740edbf87770"
 TOKEN = Token(
     account="user@example.org",
     mechanism="HT-SHA-256-ENDP",
@@ -86,6 +96,26 @@ def test_where_nothing_can_be_kept_nothing_is_known(tmp_path: Path) -> None:
     write_pin(nowhere, USER, Pin("SCRAM-SHA-1"))
     assert read_token(nowhere, USER) is None
     assert read_pin(nowhere, USER) == Pin()
+
+
+def test_the_agent_stays_until_another_is_kept(tmp_path: Path) -> None:
+    agent = read_agent(tmp_path)
+    assert str(uuid.UUID(agent)) == agent
+    assert read_agent(tmp_path) == agent
+    write_agent(tmp_path, OTHER_AGENT)
+    assert read_agent(tmp_path) == OTHER_AGENT != agent
+
+
+@pytest.mark.parametrize("kept", [b"", b"\xff", b"laptop\n", b"d4565fa7" * 9_999])
+def test_a_file_that_is_no_agent_is_replaced(tmp_path: Path, kept: bytes) -> None:
+    (tmp_path / "agent").write_bytes(kept)
+    agent = read_agent(tmp_path)
+    assert (tmp_path / "agent").read_text() == f"{agent}\n"
+
+
+def test_an_agent_that_cannot_be_kept_is_made_each_time(tmp_path: Path) -> None:
+    nowhere = tmp_path / "missing"
+    assert read_agent(nowhere) != read_agent(nowhere)
 
 
 GOOD = {

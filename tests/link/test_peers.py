@@ -377,7 +377,7 @@ async def test_a_roster_push_of_our_own_account_counts(sender: JID | None) -> No
     async with session(wire):
         await wire.roster(make(ROSTER))
         before = len(wire.sent)
-        await wire.peers.on_roster(push(sender))
+        wire.peers.on_roster(push(sender))
         wire.come(BOB)
         assert wire.sent[before:] == []
 
@@ -386,11 +386,11 @@ async def test_a_roster_push_of_our_own_account_counts(sender: JID | None) -> No
 async def test_a_roster_push_of_anybody_else_does_not_count(sender: JID) -> None:
     wire = Wire()
     with pytest.raises(StanzaError, match="service-unavailable"):
-        await wire.peers.on_roster(push(None))  # there is no session
+        wire.peers.on_roster(push(None))  # there is no session
     async with session(wire):
         await wire.roster(make(ROSTER))
         with pytest.raises(StanzaError, match="service-unavailable"):
-            await wire.peers.on_roster(push(sender))
+            wire.peers.on_roster(push(sender))
         wire.come(BOB)
         assert wire.sent[-1] == f"available {BOB}"
 
@@ -399,7 +399,7 @@ async def test_nobody_gets_our_roster() -> None:
     wire = Wire()
     async with session(wire):
         with pytest.raises(StanzaError, match="bad-request"):
-            await wire.peers.on_roster(push(LAPTOP.bare, "get"))
+            wire.peers.on_roster(push(LAPTOP.bare, "get"))
 
 
 async def test_who_is_said_to_be_gone_is_asked_later_whether_it_is(

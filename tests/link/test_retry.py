@@ -6,14 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.errors import AuthenticationError, OfflineError, StreamError, SyncdError
+from syncd.errors import (
+    AuthenticationError,
+    ErrorType,
+    OfflineError,
+    RemoteProtocolError,
+    StanzaError,
+    StreamError,
+    SyncdError,
+)
 from syncd.link.retry import (
     BACK_OFF_LAST,
     BACK_OFF_LOGIN,
     BACK_OFF_LOGIN_LAST,
     DEFAULT_RESUME,
     MAX_RESUME,
+    Pauses,
     back_off,
+    is_of_network,
     other_resource,
     other_server,
     resume_within,
@@ -40,12 +50,52 @@ LAPTOP = JID.parse("user@example.org/laptop")
         (99, StreamError("conflict"), 1.0, BACK_OFF_LOGIN_LAST),
         (1, StreamError("policy-violation"), 0.0, BACK_OFF_LAST / 2),
         (2, StreamError("policy-violation"), 1.0, BACK_OFF_LAST * 2),
+        (2, StanzaError(ErrorType.CANCEL, "conflict"), 1.0, BACK_OFF_LAST * 2),
     ],
 )
 def test_the_time_between_attempts_doubles_within_bounds(
     failures: int, problem: SyncdError | None, jitter: float, seconds: float
 ) -> None:
     assert back_off(failures, problem, jitter) == seconds
+
+
+@pytest.mark.parametrize(
+    ("problem", "good", "first"),
+    [
+        (OfflineError("x"), BACK_OFF_LAST + 1, 1.0),
+        (StreamError("policy-violation"), BACK_OFF_LOGIN_LAST + 1, BACK_OFF_LAST),
+        (StreamError("conflict"), BACK_OFF_LOGIN_LAST + 1, BACK_OFF_LAST),
+        (AuthenticationError("x"), BACK_OFF_LOGIN_LAST + 1, BACK_OFF_LOGIN),
+    ],
+)
+def test_only_a_session_that_outlived_the_longest_pause_makes_up_for_failures(
+    problem: SyncdError, good: float, first: float
+) -> None:
+    pauses = Pauses()
+    assert [pauses.after(problem, 0.0, 1.0) for _ in range(3)] == [first, 2 * first, 4 * first]
+    assert pauses.after(problem, good - 2, 1.0) == 8 * first
+    assert pauses.after(problem, good, 1.0) == first
+    assert [pauses.after(problem, 0.0, 1.0) for _ in range(2)] == [first, 2 * first]
+    pauses.forgive()
+    assert pauses.after(problem, 0.0, 1.0) == first
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (None, True),
+        (OfflineError("x"), True),
+        (RemoteProtocolError("the certificate of a hotel"), True),
+        (StreamError("system-shutdown"), True),
+        (AuthenticationError("x"), False),
+        (StreamError("policy-violation"), False),
+        (StanzaError(ErrorType.CANCEL, "conflict"), False),
+    ],
+)
+def test_another_network_helps_where_nobody_has_anything_against_us(
+    problem: SyncdError | None, expected: bool
+) -> None:
+    assert is_of_network(problem) is expected
 
 
 @pytest.mark.parametrize(
@@ -102,8 +152,11 @@ def test_nothing_else_sends_us_anywhere(problem: SyncdError | None) -> None:
     assert other_server(problem, 5222) is None
 
 
-def test_after_a_conflict_we_are_another_resource() -> None:
-    conflict = StreamError("conflict")
+@pytest.mark.parametrize(
+    "conflict", [StreamError("conflict"), StanzaError(ErrorType.CANCEL, "conflict")]
+)
+def test_after_a_conflict_we_are_another_resource(conflict: SyncdError) -> None:
+    """Whether the stream ended over it, or the bind was refused."""
     assert other_resource(LAPTOP, conflict, "07") == JID.parse("user@example.org/laptop-07")
     assert other_resource(LAPTOP.bare, conflict, "07") == JID.parse("user@example.org/07")
     long = LAPTOP.with_resource("x" * 1023)
@@ -112,6 +165,14 @@ def test_after_a_conflict_we_are_another_resource() -> None:
     assert other.resource == "x" * 64 + "-07"
 
 
-@pytest.mark.parametrize("problem", [None, OfflineError("x"), StreamError("system-shutdown")])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        None,
+        OfflineError("x"),
+        StreamError("system-shutdown"),
+        StanzaError(ErrorType.WAIT, "resource-constraint"),
+    ],
+)
 def test_after_anything_else_we_stay_who_we_are(problem: SyncdError | None) -> None:
     assert other_resource(LAPTOP, problem, "07") is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import trio
@@ -20,17 +20,19 @@ from syncd.errors import (
     SyncdError,
 )
 from syncd.link import session
-from syncd.link.connect import Connection
+from syncd.link.connect import MAX_RECV, Connection
 from syncd.link.resolve import Target
 from syncd.link.session import (
     MAX_HANDLING,
+    MAX_HANDLING_OF_ONE,
+    MAX_UNWRITTEN,
     PING_AFTER,
     PING_TIMEOUT,
     REQUEST_TIMEOUT,
     Session,
 )
 from syncd.xmpp import sm
-from syncd.xmpp.disco import PING
+from syncd.xmpp.disco import INFO, NS_INFO, PING, Identity, make_info
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, Iq, Limits
 from syncd.xmpp.stream import Event, Resumed, StanzaReceived, StreamEnded, TLSWanted
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from syncd.link.session import Handler, MessageHandler
+    from syncd.link.session import Answer, Handler, MessageHandler
     from syncd.xmpp.sm import StreamManagement
     from syncd.xmpp.stream import ClientStream
 
@@ -104,6 +106,7 @@ async def living(
     lockstep: bool = False,
     messages: Mapping[str, MessageHandler] | None = None,
     bounded: frozenset[str] = frozenset(),
+    answers: Mapping[str, Answer] | None = None,
 ) -> AsyncIterator[Life]:
     """Run a session with a server in memory."""
     ours, theirs = lockstep_stream_pair() if lockstep else memory_stream_pair()
@@ -112,6 +115,7 @@ async def living(
         Connection(ours, open_stream(), list(early), Target("h.example.org", 5222, False)),
         handlers or {},
         presences.append,
+        answers=answers or {},
         messages=messages or {},
         bounded=bounded,
     )
@@ -491,16 +495,73 @@ async def test_a_handler_refuses(error: SyncdError, expected: str) -> None:
         assert "/home/me" not in life.server.heard.decode()
 
 
-async def test_a_bug_in_a_handler_is_not_hidden() -> None:
-    """It ends the session, and with it the process: the journal makes that cheap."""
+def _fall_over(*_: object) -> NoReturn:
+    raise KeyError("a bug")
+
+
+async def _fall_over_later(_: Iq) -> None:
+    await trio.lowlevel.checkpoint()
+    _fall_over()
+
+
+async def _answer_with_nonsense(_: Iq) -> Element:
+    return make(QUERY, text="\x1b")
+
+
+@pytest.mark.parametrize(
+    ("answers", "handlers"),
+    [
+        ({QUERY: _fall_over}, {}),
+        ({}, {QUERY: _fall_over}),
+        ({}, {QUERY: _fall_over_later}),
+        ({}, {QUERY: _answer_with_nonsense}),
+    ],
+)
+async def test_a_bug_that_a_request_leads_to_ends_nothing_but_that_request(
+    answers: dict[str, Answer], handlers: dict[str, Handler], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer that has found one could stop us with it again and again; the log has it all."""
+    async with living(handlers, answers=answers) as life:
+        for ident in ("7", "8"):
+            await life.server.send(f"<iq type='get' id='{ident}' from='{BOB}'>{A_QUERY}</iq>")
+            reply = await life.server.stanza()
+            assert (reply.get("id"), reply.get("to")) == (ident, str(BOB))
+            assert condition(reply) == "cancel internal-server-error"
+            (record,) = caplog.records
+            caplog.clear()
+            assert record.exc_info is not None
+            assert str(BOB) in record.getMessage()
+        assert "a bug" not in life.server.heard.decode()
+        assert not life.ended.is_set()
+
+
+async def test_a_bug_that_another_stanza_leads_to_ends_nothing_either(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Presences come again with each login, so one of them could stop us for good."""
+    async with living(messages={DATA: _fall_over}) as life:
+        life.session._presence_received = _fall_over
+        data = "<data xmlns='urn:a'/>"
+        await life.server.send(
+            f"<presence from='{BOB}'/><message id='1' from='{BOB}'>{data}</message>"
+            f"<message id='2' type='error' from='{BOB}'>{data}</message>"
+            f"<iq type='get' id='3'>{A_QUERY}</iq>"
+        )
+        error, reply = await life.server.stanza(), await life.server.stanza()
+        assert (error.tag, error.get("id"), reply.get("id")) == (MESSAGE, "1", "3")
+        assert condition(error) == "cancel internal-server-error"
+        assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+async def test_a_refusal_whose_reason_xml_cannot_carry_is_told_without_it() -> None:
+    """As with a name on our disk that is no UTF-8."""
 
     async def on_query(_: Iq) -> None:
-        raise ZeroDivisionError
+        raise StanzaError(ErrorType.WAIT, "resource-constraint", "no room for \udcff")
 
-    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
-        async with living({QUERY: on_query}) as life:
-            await life.server.send(f"<iq type='get' id='7'>{A_QUERY}</iq>")
-            await trio.sleep_forever()
+    async with living({QUERY: on_query}) as life:
+        await life.server.send(f"<iq type='get' id='7'>{A_QUERY}</iq>")
+        assert condition(await life.server.stanza()) == "wait resource-constraint"
 
 
 async def test_requests_that_are_bounded_elsewhere_neither_are_refused_nor_let_others_be() -> (
@@ -534,23 +595,84 @@ async def test_requests_that_are_bounded_elsewhere_neither_are_refused_nor_let_o
         assert {(await life.server.stanza()).get("id") for _ in numbers} == set(numbers)
 
 
+def _asking(count: int, sender: JID, element: str = A_QUERY) -> str:
+    """So many requests, numbered from 0."""
+    return "".join(
+        f"<iq type='set' id='{number}' from='{sender}'>{element}</iq>"
+        for number in range(count)
+    )
+
+
 async def test_only_so_many_requests_are_handled_at_a_time() -> None:
+    """Whoever asks; each of them as many as an honest peer could have out."""
     may_answer = trio.Event()
 
     async def on_query(_: Iq) -> None:
         await may_answer.wait()
 
+    several = MAX_HANDLING // MAX_HANDLING_OF_ONE
     async with living({QUERY: on_query}) as life:
-        for number in range(MAX_HANDLING + 1):
-            await life.server.send(f"<iq type='get' id='{number}'>{A_QUERY}</iq>")
+        for number in range(several):
+            sender = JID(f"peer{number}", "example.org", "pc")
+            await life.server.send(_asking(MAX_HANDLING_OF_ONE, sender))
+        await life.server.send(f"<iq type='get' id='x' from='{BOB}'>{A_QUERY}</iq>")
         reply = await life.server.stanza()
-        assert reply.get("id") == str(MAX_HANDLING)
+        assert reply.get("id") == "x"
         assert condition(reply) == "wait resource-constraint"
         may_answer.set()
-        answered = {(await life.server.stanza()).get("id") for _ in range(MAX_HANDLING)}
-        assert answered == {str(number) for number in range(MAX_HANDLING)}
-        await life.server.send(f"<iq type='get' id='again'>{A_QUERY}</iq>")
+        replies = [await life.server.stanza() for _ in range(MAX_HANDLING)]
+        assert {reply.get("type") for reply in replies} == {"result"}
+        await life.server.send(f"<iq type='get' id='again' from='{BOB}'>{A_QUERY}</iq>")
         assert (await life.server.stanza()).get("type") == "result"
+        assert life.session._handling == {}
+
+
+async def test_one_peer_does_not_take_the_places_of_others() -> None:
+    """From whichever of its clients it asks; what waits for nothing is answered all the same.
+
+    In the roster push of our account, for one, a server tells what it tells only once.
+    """
+
+    async def on_query(iq: Iq) -> None:
+        if iq.sender != CAROL:
+            await trio.sleep_forever()
+
+    answers: dict[str, Answer] = {PING: lambda _: None}
+    async with living({QUERY: on_query}, answers=answers) as life:
+        await life.server.send(_asking(MAX_HANDLING_OF_ONE, BOB))
+        for client in (BOB, BOB.with_resource("tv")):
+            await life.server.send(f"<iq type='get' id='more' from='{client}'>{A_QUERY}</iq>")
+            reply = await life.server.stanza()
+            assert (reply.get("id"), reply.get("to")) == ("more", str(client))
+            assert condition(reply) == "wait resource-constraint"
+        await life.server.send(_asking(2 * MAX_HANDLING, CAROL))
+        await life.server.send(_asking(2 * MAX_HANDLING, BOB, "<ping xmlns='urn:xmpp:ping'/>"))
+        replies = [await life.server.stanza() for _ in range(4 * MAX_HANDLING)]
+        assert {reply.get("type") for reply in replies} == {"result"}
+
+
+@pytest.mark.parametrize("busy", [0, MAX_HANDLING_OF_ONE - 1, MAX_HANDLING_OF_ONE])
+async def test_a_burst_of_requests_that_wait_for_nothing_takes_no_places(busy: int) -> None:
+    """Strangers are refused by the handler, in its own words, however many they are at once.
+
+    And so is what nobody handles.
+    """
+
+    async def on_query(iq: Iq) -> None:
+        if iq.sender != BOB:
+            raise StanzaError(ErrorType.AUTH, "forbidden")
+        await trio.sleep_forever()
+
+    count = MAX_HANDLING + 1
+    async with living({QUERY: on_query}) as life:
+        await life.server.send(_asking(busy, BOB))
+        await life.server.send(_asking(count, CAROL))
+        refusals = [condition(await life.server.stanza()) for _ in range(count)]
+        assert refusals == count * ["auth forbidden"]
+        for sender in (BOB, CAROL):
+            await life.server.send(_asking(count, sender, "<query xmlns='urn:unknown'/>"))
+            refusals = [condition(await life.server.stanza()) for _ in range(count)]
+            assert refusals == count * ["cancel service-unavailable"]
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -677,6 +799,134 @@ async def test_a_server_that_reads_nothing_does_not_hold_up_the_end(
         await wait_all_tasks_blocked()
         started = trio.current_time()
     assert trio.current_time() - started <= session.CLOSE_TIMEOUT
+
+
+# A server that lets us answer, and does not read
+
+
+IDENTITY = Identity("client", "bot", "syncd")
+FEATURES = [f"urn:xmpp:feature:{number}" for number in range(18)]
+FLOODED: dict[str, Answer] = {
+    PING: lambda _: None,
+    INFO: lambda _: make_info(IDENTITY, FEATURES),
+}
+# One read is answered on top of the limit, by what may be longer than the requests.
+MOST_QUEUED = MAX_UNWRITTEN + 40 * MAX_RECV
+
+
+async def _flood(life: Life, stanza: str) -> None:
+    block = stanza * (MAX_RECV // len(stanza))
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while True:
+            await life.server.send(block)
+
+
+@pytest.mark.parametrize(
+    "stanza",
+    [
+        "<iq type='get' id='a' from='x@y/z'><ping xmlns='urn:xmpp:ping'/></iq>",
+        "<iq type='get' id='a'><query xmlns='http://jabber.org/protocol/disco#info'/></iq>",
+        "<iq type='get' id='a'><query xmlns='urn:unknown'/></iq>",
+        "<iq type='get' id='a'><query xmlns='urn:a'/></iq>",
+        "<message><data xmlns='urn:a'/></message>",
+        "<iq/>",
+    ],
+)
+async def test_c15_who_reads_nothing_is_not_answered_for_ever(
+    stanza: str, autojump_clock: MockClock
+) -> None:
+    """Nor waited for: a server that reads only when we do must not hold us up."""
+
+    async def on_query(_: Iq) -> None:
+        raise StanzaError(ErrorType.AUTH, "forbidden", "for strangers")
+
+    mail = Mail(StanzaError(ErrorType.CANCEL, "item-not-found", "of an unknown stream"))
+    async with (
+        living(
+            {QUERY: on_query}, answers=FLOODED, messages={DATA: mail}, lockstep=True
+        ) as life,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(_flood, life, stanza)
+        await life.ended.wait()
+        queued = life.session._stream.queued
+        assert MAX_UNWRITTEN < queued <= MOST_QUEUED
+        assert isinstance(life.error, OfflineError)
+        assert str(life.error) == "the server took nothing for 50 s"
+        assert trio.current_time() == PING_AFTER + PING_TIMEOUT + session.CLOSE_TIMEOUT
+
+
+async def test_c15_who_asks_for_our_count_for_ever_gets_the_last() -> None:
+    """XEP-0198 section 4: it counts up, so that one answers all."""
+    ours, theirs = lockstep_stream_pair()
+    stream = managed_stream()
+    subject = Session(Connection(ours, stream, []), {}, lambda _: None)
+    request = f"<presence/><r xmlns='{sm.NS}'/>"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(subject.run)
+        server = Server(theirs, opened=True)
+        for _ in range(100):
+            await server.send(request * 1_000)
+            await wait_all_tasks_blocked()
+            assert stream.queued <= len(f"<a xmlns='{sm.NS}' h='{2**32 - 1}'/>")
+        # The first is being written since the first of them came.
+        counts = [(await server.stanza()).get("h") for _ in range(2)]
+        assert counts == ["1000", "100000"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("pause", [0.0, PING_AFTER / 3])
+async def test_who_takes_its_time_to_read_gets_everything(
+    autojump_clock: MockClock, pause: float
+) -> None:
+    """And is not given up while it takes something, nor kept waiting."""
+    count = 3_000
+    asking = _asking(count, BOB, f"<query xmlns='{NS_INFO}'/>")
+    async with (
+        living(answers=FLOODED, lockstep=True) as life,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(life.server.send, asking)
+        server, started = life.server, trio.current_time()
+        ids: list[str | None] = []
+        while len(ids) < count:
+            stanza = await server.stanza()
+            assert life.session._stream.queued <= MOST_QUEUED
+            if stanza.find(PING) is None:
+                ids.append(stanza.get("id"))
+            if len(ids) % 100 == 0:  # about one write
+                await trio.sleep(pause)
+        assert ids == [str(number) for number in range(count)]
+        assert trio.current_time() - started == count / 100 * pause
+        assert not life.ended.is_set()
+
+
+async def test_a_connection_that_breaks_while_nothing_is_read_ends_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with living(answers=FLOODED, lockstep=True) as life, trio.open_nursery() as nursery:
+        nursery.start_soon(_flood, life, "<iq/>")
+        await wait_all_tasks_blocked()
+        await life.server.transport.aclose()
+        await life.ended.wait()
+        assert str(life.error).startswith("the connection to the server broke")
+        assert trio.current_time() == 0
+
+
+async def test_behind_our_footer_everything_is_read(autojump_clock: MockClock) -> None:
+    """Nothing of it is answered, and the server's footer is among it."""
+    async with living(answers=FLOODED, lockstep=True) as life, trio.open_nursery() as nursery:
+
+        async def talk() -> None:
+            await life.server.send("<iq/>" * 20_000 + f"<presence/>{S_FOOTER}")
+
+        nursery.start_soon(talk)
+        await wait_all_tasks_blocked()
+        assert life.presences == []
+        life.session.close()
+        await life.ended.wait()
+        assert (life.error, len(life.presences)) == (None, 1)
+        assert trio.current_time() == session.CLOSE_TIMEOUT
 
 
 # Keep-alive
@@ -881,6 +1131,22 @@ async def test_a_request_that_was_lost_is_sent_again() -> None:
             assert (await each.answer()).type == "result"
 
 
+async def test_at_the_end_the_server_learns_what_we_have_handled() -> None:
+    """XEP-0198 section 4: else it refuses to its sender what was answered long ago."""
+    async with mobile() as life:
+        await life.server.send("<presence/><presence/>")
+        await wait_all_tasks_blocked()
+        life.session.close()
+        counted = await life.server.stanza()
+        assert (counted.tag, counted.get("h")) == (f"{{{sm.NS}}}a", "2")
+        with pytest.raises(EOFError):
+            await life.server.stanza()
+        # Behind our footer there is nothing to be said.
+        await life.server.send(f"<r xmlns='{sm.NS}'/>{S_FOOTER}")
+        await life.ended.wait()
+        assert life.server.heard.endswith(f"h='2'/>{S_FOOTER}".encode())
+
+
 async def test_what_is_sent_in_the_gap_goes_out_behind_it_in_order() -> None:
     async with mobile() as life:
         life.session.send(make(PRESENCE, {"id": "1"}))
@@ -979,11 +1245,10 @@ async def _never(_: Iq) -> None:
 async def test_the_server_gets_its_count_while_all_handlers_are_busy() -> None:
     """XEP-0198 section 4: a server that waits for it takes us for dead."""
     async with mobile({QUERY: _never}) as life:
-        for number in range(MAX_HANDLING):
-            await life.server.send(f"<iq type='get' id='{number}'>{A_QUERY}</iq>")
+        await life.server.send(_asking(MAX_HANDLING_OF_ONE, BOB))
         await life.server.send(f"<r xmlns='{sm.NS}'/>")
         counted = await life.server.stanza()
-        assert (counted.tag, counted.get("h")) == (f"{{{sm.NS}}}a", str(MAX_HANDLING))
+        assert (counted.tag, counted.get("h")) == (f"{{{sm.NS}}}a", str(MAX_HANDLING_OF_ONE))
 
 
 async def test_a_forgotten_session_ends_and_the_new_one_is_handed_over() -> None:

@@ -14,7 +14,11 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import NameOID
 from trio.testing import memory_stream_pair
 
@@ -164,6 +168,39 @@ async def test_what_is_older_than_tls_1_2_is_refused(
     assert isinstance(error, OfflineError)
 
 
+async def test_the_common_name_alone_is_nobodys_name(tmp_path: Path) -> None:
+    """RFC 9525 section 2: whatever it says, name constraints of the CA do not reach it."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "example.org")])
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(common)
+        .issuer_name(common)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "self-signed.pem"
+    path.write_bytes(signed.public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(path, tmp_path / "key.pem")
+    client = tls.make_context(ca_file=path, verify=True, direct=False)
+    error = await shake_in_vain(client, server)
+    assert isinstance(error, ssl.SSLCertVerificationError)
+    told = tls.explain(error, "example.org", signed.public_bytes(Encoding.DER), now)
+    assert str(told) == (
+        "the server's certificate is not good for example.org: it is for example.org by its "
+        "subject, and for nobody by a subject alternative name"
+    )
+    assert "account.certificate_fingerprint" in told.hint
+
+
 async def test_tls_that_judges_nothing_still_gives_the_certificate(
     authority: trustme.CA,
 ) -> None:
@@ -258,6 +295,7 @@ def explained(code: int, der: bytes | None) -> tuple[str, str]:
 CHAT: list[x509.GeneralName] = [x509.DNSName("chat.example.net")]
 FINE = certificate(CHAT)
 PIN = f'account.certificate_fingerprint = "{tls.colons(hashlib.sha256(FINE).digest())}"'
+BY_SUBJECT = " by its subject, and for nobody by a subject alternative name"
 CLOCK = "is the clock of this machine right (today is 2026-11-21)?"
 
 
@@ -325,7 +363,7 @@ def test_a_certificate_for_no_domain_is_told_as_such() -> None:
 
 def test_a_certificate_of_old_names_its_subject() -> None:
     """Without a subject alternative name; browsers and we ignore the common name."""
-    assert explained(62, certificate(None))[0] == "it is for old.example.org"
+    assert explained(62, certificate(None))[0] == f"it is for old.example.org{BY_SUBJECT}"
 
 
 @pytest.mark.parametrize(
@@ -342,7 +380,8 @@ def test_a_subject_without_a_common_name_is_told_by_the_next_best(
     attributes: list[tuple[x509.ObjectIdentifier, str]], words: str
 ) -> None:
     subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in attributes])
-    assert explained(62, certificate(None, subject=subject))[0] == f"it is for {words}"
+    why, _ = explained(62, certificate(None, subject=subject))
+    assert why == f"it is for {words}{BY_SUBJECT}"
 
 
 @pytest.mark.parametrize(

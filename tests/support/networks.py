@@ -57,6 +57,24 @@ class Networks:
     alice: tuple[str, ...]
     bob: tuple[str, ...]
 
+    def take_address(self, end: Literal["alice", "bob"]) -> None:
+        """Take an end's address away, and its way out with that; nobody is told."""
+        self._ip(end, "address", "flush", "dev", "uplink", "scope", "global")
+
+    def give_address(self, end: Literal["alice", "bob"], last: int) -> None:
+        """Give an end an address, and the way out.
+
+        Args:
+          end: One that has none.
+          last: Its last part; 2 is the one that each end has at first, 1 is the server's.
+        """
+        net = _net(end)
+        self._ip(end, "address", "add", f"{net}.{last}/24", "dev", "uplink")
+        self._ip(end, "route", "add", "default", "via", f"{net}.1")
+
+    def _ip(self, end: Literal["alice", "bob"], *arguments: str) -> None:
+        _run(*(self.alice if end == "alice" else self.bob), "ip", *arguments)
+
 
 @contextlib.contextmanager
 def networks(*, routed: bool, closed: Literal["", "alice", "bob"] = "") -> Iterator[Networks]:
@@ -82,7 +100,7 @@ def networks(*, routed: bool, closed: Literal["", "alice", "bob"] = "") -> Itera
             _join(middle, f"to-{role}", names[role], "uplink", number)
             _ip("-n", names[role], "route", "add", "default", "via", f"10.77.{number}.1")
         if closed:
-            end = f"10.77.{_ENDS.index(closed) + 1}.2"
+            end = f"{_net(closed)}.2"
             ports = f"1-{_LAST_LISTENING_PORT}"
             rule = ("to", end, "ipproto", "tcp", "dport", ports, "blackhole")
             _ip("-n", middle, "rule", "add", *rule)
@@ -101,6 +119,11 @@ def networks(*, routed: bool, closed: Literal["", "alice", "bob"] = "") -> Itera
         _ip("link", "delete", root_link, check=False)
         for name in names.values():
             _ip("netns", "delete", name, check=False)
+
+
+def _net(end: str) -> str:
+    """The first three parts of the addresses between an end and the server."""
+    return f"10.77.{_ENDS.index(end) + 1}"
 
 
 def _join(middle: str, here: str, name: str, there: str, number: int) -> None:

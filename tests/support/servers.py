@@ -285,6 +285,33 @@ KINDS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Server]]]
     "ejabberd": ejabberd,
 }
 
+# Of each: the file with its configuration.
+_FILES = {"prosody": "prosody.cfg.lua", "ejabberd": "ejabberd.yml"}
+
+
+@contextlib.contextmanager
+def configured(
+    kind: str, directory: Path, settings: Sequence[tuple[str, str]]
+) -> Iterator[Server]:
+    """Run one with more settings than all others have.
+
+    Args:
+      kind: Of `KINDS`.
+      directory: For everything that it writes.
+      settings: A word of its configuration each, and what is put before that.
+    """
+    with KINDS[kind](directory) as server:
+        config = directory / _FILES[kind]
+        text = config.read_text(encoding="utf-8")
+        for word, setting in settings:
+            before, found, behind = text.partition(word)
+            assert found, f"{kind} has no {word} any more"
+            text = before + setting + found + behind
+        config.write_text(text, encoding="utf-8")
+        server.restart()
+        yield server
+
+
 # What each needs: program, and the Debian packages that bring it.
 _NEEDS = {
     "prosody": ("prosody", "prosody lua-sec"),

@@ -227,10 +227,15 @@ def new_stream(jid: JID = LAPTOP, *, secure: bool, allow_plain: bool = False) ->
     return ClientStream(jid, replace(CREDENTIALS, allow_plain=allow_plain), secure=secure)
 
 
-def open_stream() -> ClientStream:
-    """A stream of `LAPTOP` that has just been bound."""
+def open_stream(offered: str = "") -> ClientStream:
+    """A stream of `LAPTOP` that has just been bound.
+
+    Args:
+      offered: The features that say how to log in; empty: the usual ones.
+    """
     stream = new_stream(secure=True)
-    play(stream, LOGIN)
+    usual = mechanisms("SCRAM-SHA-1", "PLAIN")
+    play(stream, LOGIN.replace(usual, offered or usual))
     return stream
 
 

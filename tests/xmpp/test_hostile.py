@@ -18,14 +18,21 @@ import trio
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from syncd.bytestreams import s5b
-from syncd.errors import AuthenticationError, OfflineError, RemoteProtocolError, StanzaError
+from syncd.errors import (
+    AuthenticationError,
+    OfflineError,
+    RemoteProtocolError,
+    StanzaError,
+    SyncdError,
+)
 from syncd.link.connect import Connection
 from syncd.link.session import Session
 from syncd.transfer import schema, si
+from syncd.xmpp import xml
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq
 from syncd.xmpp.stream import State, StreamEnded, TLSWanted
-from syncd.xmpp.xml import MAX_ATTRIBUTES, MAX_DEPTH, MAX_STANZA, make
+from syncd.xmpp.xml import MAX_ATTRIBUTES, MAX_DEPTH, MAX_STANZA, MIN_EXPAT, check_expat, make
 from tests.fuzz import memory
 from tests.support.wire import (
     C_FOOTER,
@@ -172,6 +179,29 @@ def test_c07_a_stanza_inside_a_stanza_stays_there(text: str) -> None:
         events = [event for piece in data for event in stream.receive_data(piece)]
         assert [each[:8] for each in told(events)] == ["<message"]
         assert told(stream.receive_data(S_FOOTER.encode())) == ["ended in peace"]
+
+
+@pytest.mark.parametrize("version", [(2, 4, 4), (2, 2, 10), (1, 95, 8)])
+def test_c07_an_expat_with_known_holes_is_refused(version: tuple[int, int, int]) -> None:
+    """CVE-2022-25235, CVE-2022-25236: what it lets through, another one reads otherwise."""
+    with pytest.raises(SyncdError, match="is too old to read XMPP with") as caught:
+        check_expat(version)
+    assert ".".join(map(str, version)) in str(caught.value)
+    assert "update libexpat" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", [MIN_EXPAT, (2, 5, 0), (3, 0, 0)])
+def test_c07_an_expat_without_them_is_taken(version: tuple[int, int, int]) -> None:
+    check_expat(version)
+    check_expat()  # the one that reads here
+
+
+def test_c07_no_stream_is_read_with_an_expat_that_has_known_holes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(xml, "MIN_EXPAT", (99, 0, 0))
+    with pytest.raises(SyncdError, match="too old"):
+        open_stream()
 
 
 async def test_c07_what_a_peer_said_is_written_back_as_text() -> None:
@@ -416,7 +446,7 @@ def test_c06_a_later_bind_does_not_make_us_somebody_else(sender: str) -> None:
 # C-04: what nobody offered
 
 
-def test_c04_a_stranger_names_no_streamhost_that_leads_to_ourselves() -> None:
+def test_c04_the_address_of_any_host_is_no_streamhost() -> None:
     query = s5b.make_query("a", [s5b.Streamhost(BOB, host, 1) for host in ("0.0.0.0", "::")])
     assert s5b.read_query(query).streamhosts == ()
 

@@ -177,6 +177,30 @@ def test_a_refusal_says_why(children: str, expected: str) -> None:
         assert str(error).endswith(f"the login of user@example.org {expected}")
 
 
+@pytest.mark.parametrize(
+    ("offered", "bound"),
+    [(OLD, False), (OLD.replace("SCRAM-SHA-1", "SCRAM-SHA-1-PLUS"), True)],
+)
+def test_where_the_proof_covers_the_certificate_a_refusal_may_be_about_that(
+    offered: str, bound: bool
+) -> None:
+    """As behind a proxy that starts TLS anew, with a certificate of its own."""
+    features = fromstring(f"<features>{BINDING if bound else ''}{offered}</features>")
+    credentials = Credentials(password="pencil", nonce=NONCE)
+    one = Login(ACCOUNT, credentials, features, CERTIFICATE)
+    assert one.mechanism == ("SCRAM-SHA-1-PLUS" if bound else "SCRAM-SHA-1")
+    with pytest.raises(AuthenticationError) as caught:
+        one.refused(fromstring(f"<failure xmlns='{NS_SASL}'><not-authorized/></failure>"))
+    assert caught.value.hint.startswith("check account.jid and the password")
+    assert ("another certificate" in caught.value.hint) is bound
+
+
+def test_what_the_user_should_know_of_the_choice_is_handed_on() -> None:
+    other = BINDING.replace("tls-server-end-point", "tls-exporter")
+    assert "tls-exporter" in fast(other + PLUS).caveat
+    assert fast(BINDING + PLUS).caveat == ""
+
+
 def test_a_server_that_cannot_just_now_is_asked_again() -> None:
     text = f"<failure xmlns='{NS_SASL}'><temporary-auth-failure/></failure>"
     assert isinstance(read_failure(fromstring(text), ACCOUNT), OfflineError)

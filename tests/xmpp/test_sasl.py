@@ -251,6 +251,43 @@ def test_the_login_is_bound_to_the_channel_where_both_can(
     assert (choice.mechanism, choice.gs2_flag) == (mechanism, flag)
 
 
+@pytest.mark.parametrize(
+    ("mechanisms", "bindings", "caveat"),
+    [
+        (BOTH, {"tls-exporter", "tls-\x1b[2J"}, "('tls-\\x1b[2J', 'tls-exporter')"),
+        (
+            BOTH,
+            {f"tls-{number}" for number in range(99)},
+            "'tls-0', 'tls-1', 'tls-10', 'tls-11')",
+        ),
+        (BOTH, set(), "(it names none)"),
+        (BOTH, {END_POINT, "tls-exporter"}, None),
+        (BOTH, None, None),
+        (PLAINLY, None, None),
+    ],
+)
+def test_a_server_that_binds_only_in_ways_that_we_cannot_is_used_and_that_is_told(
+    mechanisms: frozenset[str], bindings: set[str] | None, caveat: str | None
+) -> None:
+    """XEP-0440 section 4 has us abort; Prosody 13 as it comes is such a server."""
+    listed = None if bindings is None else frozenset(bindings)
+    offered = Offered(mechanisms=mechanisms, bindings=listed)
+    choice = choose(offered, end_point=True, allow_plain=False)
+    assert choice.mechanism.startswith("SCRAM-SHA-256")
+    if caveat is None:
+        assert choice.caveat == ""
+    else:
+        assert caveat in choice.caveat
+        assert "enable tls-server-end-point" in choice.caveat
+
+
+def test_a_server_that_has_bound_us_once_is_not_used_without() -> None:
+    """So whoever changes the list is found out, but for the first time."""
+    offered = Offered(mechanisms=BOTH, bindings=frozenset({"tls-exporter"}))
+    with pytest.raises(AuthenticationError, match="SCRAM-SHA-256-PLUS before"):
+        choose(offered, end_point=True, allow_plain=False, least="SCRAM-SHA-256-PLUS")
+
+
 def test_bindings_without_a_mechanism_for_them_were_tampered_with() -> None:
     offered = Offered(mechanisms=PLAINLY, bindings=frozenset({END_POINT}))
     with pytest.raises(AuthenticationError, match="may have removed it"):

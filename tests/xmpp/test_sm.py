@@ -200,6 +200,14 @@ def test_what_is_no_count_is_a_fault(text: str | None) -> None:
         read_h(make(f"{{{NS}}}a", {"h": text}))
 
 
+def test_our_count_is_told() -> None:
+    managed = counted(WRAP - 1)
+    assert managed.make_answer().attrib == {"h": str(WRAP - 1)}
+    managed.received()
+    answer = managed.make_answer()
+    assert (answer.tag, answer.attrib) == (f"{{{NS}}}a", {"h": "0"})
+
+
 def test_counts_differ_between_neighbours() -> None:
     """Else an acknowledgement would be ambiguous."""
     managed = counted(WRAP - 3)

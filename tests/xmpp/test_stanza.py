@@ -121,6 +121,7 @@ def test_an_error_says_type_condition_text_and_the_applications_own_condition() 
 
 def test_an_error_needs_no_words_and_has_not_too_many() -> None:
     assert len(make_error(StanzaError(ErrorType.WAIT, "conflict"))) == 1
+    assert len(make_error(StanzaError(ErrorType.WAIT, "conflict", "of \udcff"))) == 1
     (_, text) = make_error(StanzaError(ErrorType.WAIT, "conflict", "x" * 10_000))
     assert text.text == "x" * MAX_TEXT
 

@@ -572,6 +572,30 @@ def test_the_bind_may_be_refused() -> None:
     error = ends(events).error
     assert isinstance(error, StanzaError)
     assert error.condition == "resource-constraint"
+    assert str(error) == "refused: the server gives us no resource [resource-constraint]"
+
+
+CONFLICT = (
+    "<iq type='error' id='bind'><error type='cancel'>"
+    "<conflict xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
+)
+C_BIND_ANY = C_BIND.replace("><resource>laptop</resource></bind>", "/>")
+
+
+def test_where_another_client_keeps_our_resource_the_server_makes_one_up() -> None:
+    """Section 7.7.2.2, the second way: on the same stream, and without another login."""
+    stream = in_state(State.BIND)
+    bound = S_BOUND.replace("/laptop", "/srv-7")
+    events = play(stream, f"S: {CONFLICT}\nC: {C_BIND_ANY}\nS: {bound}")
+    assert told(events) == ["bound user@example.org/srv-7"]
+    assert stream.is_open
+
+
+def test_a_server_with_a_conflict_about_its_own_choice_is_not_asked_for_ever() -> None:
+    script = f"S: {CONFLICT}\nC: {C_BIND_ANY}\nS: {CONFLICT}\nC: {C_FOOTER}"
+    error = ends(play(in_state(State.BIND), script)).error
+    assert isinstance(error, StanzaError)
+    assert error.condition == "conflict"
 
 
 def test_features_without_bind_are_refused_after_the_login() -> None:
@@ -963,6 +987,55 @@ def test_acknowledgements_are_asked_for_now_and_then() -> None:
     assert stream.data_to_send().decode() == expected
 
 
+def test_our_count_is_told_first_and_once() -> None:
+    """Section 4: as soon as possible; the last answer is one to all that asked before."""
+    stream = managed_stream()
+    stream.send(ping(1))
+    for count in range(1, 4):
+        stream.receive_data(f"<presence/>{ASK_ACK}".encode())
+        assert stream.queued == len(ack(count) + wire(1))
+    stream.send(ping(2))
+    assert stream.data_to_send().decode() == ack(3) + wire(1, 2)
+    assert play(stream, f"S: {ASK_ACK}\nC: {ack(3)}") == []
+
+
+def test_what_is_queued_can_be_taken_element_by_element() -> None:
+    """So that what comes first is never put inside of another one."""
+    stream = managed_stream()
+    for number in (1, 2):
+        stream.send(ping(number))
+    first = stream.data_to_send(1).decode()
+    stream.receive_data(ASK_ACK.encode())
+    rest = [stream.data_to_send(most).decode() for most in (1, 1, 1)]
+    assert [first, *rest] == [wire(1), ack(0), wire(2), ""]
+    assert stream.queued == 0
+
+
+def test_our_last_count_stands_in_front_of_our_footer() -> None:
+    """Section 4; but no counts stand behind it, or behind why the stream ends."""
+    stream = managed_stream()
+    stream.send(ping(1))
+    stream.receive_data(b"<presence/><presence/>")
+    stream.close()
+    stream.receive_data(f"<presence/>{ASK_ACK}".encode())
+    assert stream.data_to_send().decode() == wire(1) + ack(2) + C_FOOTER
+    stream = managed_stream()
+    play(stream, f"S: <presence/>{S_FOOTER}\nC: {ack(1)}{C_FOOTER}")
+    stream = managed_stream()
+    play(stream, f"S: <presence/><a/>\nC: {stream_error('unsupported-stanza-type')}")
+
+
+@pytest.mark.parametrize("late", ["", S_ENABLED])
+def test_a_server_that_does_not_count_hears_no_count(late: str) -> None:
+    """Before it enables that, or after it has taken it back."""
+    stream = new_stream(secure=True)
+    play(stream, MANAGED_LOGIN.replace(f"S: {S_ENABLED}", ""))
+    stream.receive_data(f"{late}<presence/><failed xmlns='urn:xmpp:sm:3'/>".encode())
+    stream.receive_data(b"<presence/>")
+    stream.close()
+    assert stream.data_to_send().decode() == C_FOOTER
+
+
 @pytest.mark.parametrize("h", [3, 2**32 - 1])
 def test_a_server_that_acknowledges_what_was_never_sent_is_left(h: int) -> None:
     """Section 6: the stream error says which count was wrong."""
@@ -1001,7 +1074,7 @@ def test_a_session_goes_on_with_what_the_server_has_not_got(
     former = broken(sent=sent, acked=acked, handled=7)
     stream = resuming_stream(kept(former))
     again = wire(*range(h, sent)) + ASK_ACK
-    events = play(stream, f"S: {resumed(h)}<presence/>{ASK_ACK}\nC: {again}{ack(8)}")
+    events = play(stream, f"S: {resumed(h)}<presence/>{ASK_ACK}\nC: {ack(8)}{again}")
     assert told(events) == ["resumed", "<presence/>"]
     assert (stream.is_open, stream.jid, stream.sm) == (True, former.jid, former.sm)
     stream.send(ping(99))

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import random
 import xml.parsers.expat
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
-from xml.etree.ElementTree import Element, fromstring
+from xml.etree.ElementTree import Element, ParseError, XMLPullParser, fromstring
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from syncd.xmpp.xml import (
     Closed,
     Malformed,
     Opened,
+    Outgoing,
     StreamParser,
     _RefusedError,
     is_writable,
@@ -588,6 +590,36 @@ def test_no_cut_changes_what_is_wrong(parts: list[str], opened: bool, sizes: lis
     assert results == [results[0]] * 3
 
 
+def read_by_another(data: bytes) -> list[object]:
+    """The stanzas of a stream, up to the first mistake, as xml.etree reads it."""
+    reader: XMLPullParser[Element] = XMLPullParser(("start", "end"))
+    reader.feed(data)
+    if hasattr(reader, "flush"):
+        reader.flush()
+    stanzas: list[object] = []
+    depth = 0
+    with suppress(ParseError):
+        for item in reader.read_events():
+            event, element = item[0], item[-1]
+            assert isinstance(element, Element)
+            depth += 1 if event == "start" else -1
+            if depth == 1 and event == "end":
+                stanzas.append(tree(element))
+    return stanzas
+
+
+@given(hostile, cuts)
+def test_c07_another_parser_reads_the_same_stanzas(parts: list[str], sizes: list[int]) -> None:
+    """None of them more, and no other: ours may only end the stream earlier."""
+    data = (HEADER + "".join(parts)).encode()
+    reading = StreamParser()
+    events = [event for piece in cut(data, sizes) for event in reading.feed(piece)]
+    stanzas = [tree(event) for event in events if isinstance(event, Element)]
+    assert stanzas == read_by_another(data)[: len(stanzas)]
+    if not isinstance(events[-1], Closed | Malformed):
+        assert stanzas == read_by_another(data)
+
+
 def test_what_came_before_a_mistake_is_still_told() -> None:
     assert conditions(parser().feed(b"<iq/><presence/><oops></iq>")) == [
         "Element",
@@ -652,3 +684,32 @@ def test_what_xml_cannot_carry_is_our_own_mistake(bad: str) -> None:
 def test_a_tag_has_a_namespace_and_a_name() -> None:
     assert (namespace("{urn:a}b"), local_name("{urn:a}b")) == ("urn:a", "b")
     assert (namespace("b"), local_name("b")) == ("", "b")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["put", "first", "take"]), st.integers(0, 30))),
+    st.none() | st.integers(0, 60),
+)
+def test_what_goes_out_is_whole_and_in_order(
+    steps: list[tuple[str, int]], most: int | None
+) -> None:
+    """Only what is to come first passes what waits, and only the last of it is left."""
+    outgoing = Outgoing()
+    waiting: list[bytes] = []
+    first = b""
+    for number, (step, length) in enumerate(steps):
+        element = b"<%d>" % number + b"x" * length
+        if step == "put":
+            outgoing.put(element)
+            waiting.append(element)
+        elif step == "first":
+            outgoing.put_first(element)
+            first = element
+        else:
+            expected, first = first, b""
+            while waiting and (most is None or len(expected) < most):
+                expected += waiting.pop(0)
+            assert expected == outgoing.take(most)
+        assert len(first) + sum(map(len, waiting)) == len(outgoing)
+    assert first + b"".join(waiting) == outgoing.take()
+    assert (len(outgoing), outgoing.take()) == (0, b"")
