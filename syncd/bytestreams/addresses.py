@@ -3,7 +3,7 @@
 From the kernel itself, over netlink (rtnetlink(7)): it is what getifaddrs(3) asks too, needs
 no name resolution, no dependency and no parsing of text meant for people, and tells the scope
 and state of an address, so that loopback, link-local and deprecated ones need no guessing.
-Which address comes first is told by the route to the outside.
+Which address comes first is told by the route to the outside, and by its own range.
 """
 
 from __future__ import annotations
@@ -43,13 +43,26 @@ def own_addresses() -> list[str]:
 
     Returns:
       IPv4 and IPv6 addresses without loopback and link-local ones, each once; those that
-      face the default route first. Empty on a machine without a network.
+      face the default route first, and of these as of the others those that all the world
+      can reach. Empty on a machine without a network.
     """
-    found = dict.fromkeys(_facing_outside())
+    facing, others = _facing_outside(), []
     # A sandbox without AF_NETLINK: the addresses of the default routes must do.
     with contextlib.suppress(OSError):
-        found |= dict.fromkeys(_from_kernel())
-    return list(found)
+        others = _from_kernel()
+    return _likeliest_first(facing, others)
+
+
+def _likeliest_first(facing: list[str], others: list[str]) -> list[str]:
+    return list(dict.fromkeys([*sorted(facing, key=_rank), *sorted(others, key=_rank)]))
+
+
+def _rank(text: str) -> int:
+    """As RFC 6724 section 2.1 has it: global, then private IPv4 (RFC 1918), then ULA."""
+    address = ipaddress.ip_address(text)
+    if address.is_global:
+        return 0
+    return 1 if address.version == 4 else 2
 
 
 def _facing_outside() -> list[str]:

@@ -256,6 +256,7 @@ class Outgoing:
     Attributes:
       sid: As given.
       block_size: No block may be bigger; less than was given once the peer wants it so.
+      window: As given, or as set since.
       state: `State.ENDED` when the last block has been made.
       closed_by_peer: It has said ``<close/>``.
     """
@@ -267,7 +268,7 @@ class Outgoing:
         self.block_size = block_size
         self.state = State.NEW
         self.closed_by_peer = False
-        self._window = window
+        self.window = window
         self._next = 0  # not modulo anything
         self._unanswered: dict[int, int] = {}  # block: how often it was refused
         self._waiting_since = math.inf
@@ -303,7 +304,7 @@ class Outgoing:
         Also when the peer has closed the stream: then it was too early, as that will say.
         """
         # A refused block is sent again before anything behind it.
-        held_up = any(self._unanswered.values()) or len(self._unanswered) >= self._window
+        held_up = any(self._unanswered.values()) or len(self._unanswered) >= self.window
         return self.state is State.OPEN and (self.closed_by_peer or not held_up)
 
     def next_block(self, data: bytes, now: float) -> tuple[int, Element]:
@@ -501,6 +502,10 @@ class Incoming:
             self.fail(not_acceptable(f"more than the {self.length} bytes that were offered"))
         return data[: left + 1]
 
+    def handed_on(self, now: float) -> None:
+        """The reader has taken what it had no room for: only now can the peer go on."""
+        self._quiet_since = now
+
     def closed(self) -> None:
         """The peer has said ``<close/>``, however early."""
         self.state = State.ENDED
@@ -525,6 +530,56 @@ class Incoming:
         if self.state is not State.OPEN or self.complete:
             return math.inf
         return self._quiet_since + IDLE_TIMEOUT
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A block on its way, from when it was sent to its answer.
+
+    Attributes:
+      peer: To whom.
+      alive_at: When something last showed that its answer may still come; on the clock.
+      passed: It has left our own stream to the server.
+    """
+
+    peer: JID
+    alive_at: float
+    passed: bool = False
+
+
+class Line:
+    """All blocks of an account on their way, which share its one stream to the server.
+
+    On a slow line a block waits behind those of all other transfers, and that is nobody's
+    silence: as long as any block is answered the line moves. But it keeps their order; once one
+    behind ours was answered, ours has left it, and only its peer can still show to be alive.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[Flight, None] = {}  # in the order in which they were sent
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def send(self, peer: JID, now: float) -> Flight:
+        """A block goes out behind all others."""
+        flight = Flight(peer, now)
+        self._flights[flight] = None
+        return flight
+
+    def answered(self, answered: Flight, now: float) -> None:
+        """An answer has come, whatever it says."""
+        before = True
+        for flight in self._flights:
+            before = before and flight is not answered
+            if not flight.passed or flight.peer == answered.peer:
+                flight.alive_at = now
+            flight.passed = flight.passed or before
+        del self._flights[answered]
+
+    def lost(self, flight: Flight) -> None:
+        """Its stream is over; no answer is waited for, if there is none."""
+        self._flights.pop(flight, None)
 
 
 class Ended:

@@ -22,6 +22,7 @@ beside the other.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections import deque
 from contextlib import asynccontextmanager, suppress
@@ -50,11 +51,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long a peer may think about an opening: a program, through two servers.
-OPEN_TIMEOUT = 30.0  # seconds
+# How long a peer may think about an opening: a program, through two servers. On the slowest
+# line, of 3 KiB/s, it waits half of this behind blocks of ours.
+OPEN_TIMEOUT = 60.0  # seconds
 
-# How long the answer to a block may take: a disk may have to spin up over there.
+# For how long nothing may show that the answer to a block still comes (`ibb.Line`): a disk may
+# have to spin up over there.
 ACK_TIMEOUT = 60.0  # seconds
+
+# Blocks of all streams together that may be unanswered, beside one of each: some 90 KiB of
+# stanzas, which hold up everything else that we say for half a minute on the slowest line, and
+# fill one of 3 Mbit/s when the answers take a quarter of a second.
+SHARED_WINDOW = 16  # blocks
 
 # COMPAT(libpurple, xmppframework): never answer a close.
 CLOSE_TIMEOUT = 5.0  # seconds
@@ -89,6 +97,7 @@ class Inband:
         self._max_block = max_block
         self._slots: dict[tuple[JID, str], Slot] = {}
         self._sendings: dict[tuple[JID, str], Sending] = {}
+        self._line = ibb.Line()
         self._ended = ibb.Ended()
 
     def __repr__(self) -> str:
@@ -187,6 +196,7 @@ class Inband:
         window: int = ibb.WINDOW,
         block_size: int = ibb.BLOCK_SIZE,
         timeout: float = OPEN_TIMEOUT,
+        slack: float = 0.0,
     ) -> AsyncIterator[Sending]:
         """Open a stream to a peer, to send into.
 
@@ -196,10 +206,13 @@ class Inband:
         Args:
           to: Full JID.
           sid: The stream's id.
-          window: How many blocks may be unanswered at a time; more than one only towards a
-            peer that is known to keep them in order.
+          window: How many blocks may be unanswered at a time, as far as the other streams
+            leave room for them; more than one only towards a peer that is known to keep them
+            in order.
           block_size: What to begin with, in bytes; halved as long as the peer wants less.
           timeout: How long the answer to the opening may take, in seconds.
+          slack: How long after the opening the peer may take to begin with the blocks, in
+            seconds.
 
         Raises:
           ValueError: There is such a stream already; sids must be unique.
@@ -210,7 +223,8 @@ class Inband:
         if key in self._sendings:
             raise ValueError(f"{sid} to {to} is open already")
         machine = ibb.Outgoing(sid, block_size=block_size, window=window)
-        sending = self._sendings[key] = Sending(self._request, to, machine)
+        sending = self._sendings[key] = Sending(self._request, to, machine, self._line, slack)
+        self._share_window()
         try:
             await sending.open(timeout)
             async with _beside(sending.run, sending.reason):
@@ -218,9 +232,17 @@ class Inband:
         finally:
             given_up = sending.end()
             del self._sendings[key]
+            self._share_window()
             self._ended.add(to, sid, trio.current_time())
             if given_up:
                 await _say_close(self._request, to, sid)
+
+    def _share_window(self) -> None:
+        """Give each stream the same part of the window, and each at least one block."""
+        if self._sendings:
+            share = max(1, SHARED_WINDOW // len(self._sendings))
+            for sending in self._sendings.values():
+                sending.limit(share)
 
 
 class Slot:
@@ -235,6 +257,7 @@ class Slot:
         self._pending = bytearray()
         self._ends: deque[int] = deque()  # of the blocks therein, as counted by `_handed_on`
         self._handed_on = 0
+        self._has_reader = False
         self._peer_closed = False
         self.was_opened = False
 
@@ -259,6 +282,8 @@ class Slot:
                 await self._changed.wait()
         if self._theirs is None:
             raise BytestreamError(f"the peer opened no in-band bytestream for {timeout:g} s")
+        self._has_reader = True
+        self._notify()
         return self._theirs
 
     def shorten(self, length: int) -> None:
@@ -356,6 +381,9 @@ class Slot:
             changed = self._changed
             if self._ours is None:
                 await changed.wait()
+            elif self._pending and not self._has_reader:
+                # Who receives may have to prove first what it has; the peer knows that.
+                await changed.wait()
             elif self._pending:
                 await self._write_later(self._ours)
             elif self._machine.state is ibb.State.ENDED:
@@ -374,6 +402,7 @@ class Slot:
             self._break(StalledError(f"no byte was taken for {TAKE_TIMEOUT:g} seconds"))
         else:
             self._write()
+            self._machine.handed_on(trio.current_time())
             self._notify()
 
     def _write(self) -> None:
@@ -435,10 +464,17 @@ class Sending:
 
     stream: trio.SocketStream
 
-    def __init__(self, request: Request, to: JID, machine: ibb.Outgoing) -> None:
+    def __init__(
+        self, request: Request, to: JID, machine: ibb.Outgoing, line: ibb.Line, slack: float
+    ) -> None:
         self._request = request
         self._to = to
         self._machine = machine
+        self._line = line
+        self._slack = slack
+        self._patient_until = 0.0
+        self._most = machine.window
+        self._flights: deque[ibb.Flight] = deque()  # in the order of their blocks
         self._changed = trio.Event()
         self._error: SyncdError | None = None
         self._running = trio.CancelScope()
@@ -505,6 +541,7 @@ class Sending:
                 self._maybe_open = False
                 raise
         machine.opened()
+        self._patient_until = trio.current_time() + self._slack
         try:
             ours, theirs = _pair()
         except OSError as error:
@@ -514,6 +551,11 @@ class Sending:
             ) from error
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._source = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+
+    def limit(self, window: int) -> None:
+        """Have at most so many blocks unanswered from now on."""
+        self._machine.window = min(window, self._most)
+        self._notify()
 
     def peer_closed(self) -> None:
         """Take a close."""
@@ -527,13 +569,18 @@ class Sending:
         """Make blocks of what comes out of the socket, until it ends or the stream breaks."""
         assert self._source is not None
         try:
-            async with trio.open_nursery() as blocks:
-                with self._running:
-                    await self._send_blocks(self._source, blocks)
-                if self._error is not None:
-                    blocks.cancel_scope.cancel()
+            async with trio.open_nursery() as watching:
+                watching.start_soon(self._watch)
+                async with trio.open_nursery() as blocks:
+                    with self._running:
+                        await self._send_blocks(self._source, blocks)
+                    if self._error is not None:
+                        blocks.cancel_scope.cancel()
+                watching.cancel_scope.cancel()
         finally:
             self._source.socket.close()
+            for flight in self._flights:
+                self._line.lost(flight)
 
     async def _send_blocks(self, source: trio.SocketStream, blocks: trio.Nursery) -> None:
         machine = self._machine
@@ -547,31 +594,52 @@ class Sending:
             except BytestreamError as error:
                 self._fail(error)
                 break
-            blocks.start_soon(self._deliver, number, block)
+            flight = self._line.send(self._to, trio.current_time())
+            self._flights.append(flight)
+            blocks.start_soon(self._deliver, number, block, flight)
             # Tasks of one round of the scheduler run in any order; with this the block is in
             # the queue to the server before the next one is made.
             await trio.lowlevel.checkpoint()
         machine.end(trio.current_time())
         self._notify()
 
-    async def _deliver(self, number: int, block: Element) -> None:
+    async def _deliver(self, number: int, block: Element, flight: ibb.Flight) -> None:
         delivered = False
         while not delivered and self._error is None:
             try:
-                await self._request("set", self._to, block, ACK_TIMEOUT)
+                # For how long is watched elsewhere: it depends on what else is on its way.
+                await self._request("set", self._to, block, math.inf)
                 delivered = True
             except StanzaError as error:
+                self._landed(flight)
                 try:
                     delay = self._machine.block_refused(number, error)
                 except BytestreamError as failure:
                     self._fail(failure)
                 else:
                     await trio.sleep(delay)
+                    flight = self._line.send(self._to, trio.current_time())
+                    self._flights.append(flight)
             except OfflineError as error:
                 self._fail(error)
         if delivered:
+            self._landed(flight)
             self._machine.acked(number, trio.current_time())
             self._notify()
+
+    def _landed(self, flight: ibb.Flight) -> None:
+        self._flights.remove(flight)
+        self._line.answered(flight, trio.current_time())
+
+    async def _watch(self) -> None:
+        """Give the stream up when nothing shows any more that an answer still comes."""
+        while self._error is None:
+            # The oldest block's comes first. What is sent later never is due earlier.
+            waiting = self._flights[0].alive_at if self._flights else trio.current_time()
+            deadline = max(waiting, self._patient_until) + ACK_TIMEOUT
+            if deadline <= trio.current_time():
+                self._fail(OfflineError(f"{self._to} gave no answer for {ACK_TIMEOUT:.0f} s"))
+            await trio.sleep_until(deadline)
 
     def _fail(self, error: SyncdError) -> None:
         self._error = self._error or error

@@ -2,17 +2,22 @@
 
 A `Place` is taken before a file is offered, and kept until its last byte is gone::
 
-    async with requester.place(peer) as place:
-        ...                             # offer the file, wait for the answer
+    async with requester.place(peer, size) as place:
+        with place.asking():
+            ...                         # offer the file, wait for the answer
         opened = await place.open(sid)  # its stream belongs to the caller
         ...                             # send, and close right after the last byte
+        opened.carried(True)            # once it is known that the bytes got through
 
 What goes through a proxy is counted, as proxies limit it. Waiting for a place comes before the
-offer, because a receiver that has accepted waits for the opening only 5 seconds.
+offer, because a receiver that has accepted waits for the opening only 5 seconds. But a place is
+not kept for a person who thinks about the offer, when somebody else could use it: such a one
+waits again after the answer, as well as it goes.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -29,6 +34,7 @@ from syncd.errors import (
     OpeningError,
     RemoteProtocolError,
     StanzaError,
+    TransferError,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +57,15 @@ _LATER = 5.0  # seconds
 # COMPAT(ejabberd): its sample configuration allows 5 to an account, which may have other
 # clients.
 MAX_MEDIATED = 4  # transfers
+# The rest is for other peers.
+MAX_MEDIATED_TO_ONE = 2  # transfers to one bare JID
+# Of all places, and of those of a peer, one is for files up to this size: none waits for hours
+# behind huge ones. As the plan has it, which starts the deliveries.
+SMALL = 4 * 1024 * 1024  # bytes
+# A program answers an offer in less; then a person is being asked.
+ASKING_GRACE = 5.0  # seconds
+# How long a target that has accepted is kept waiting for a place: half of what a syncd waits.
+PLACE_TIMEOUT = 60.0  # seconds
 
 # What targets answer when no streamhost let them in; other conditions have other reasons.
 _NO_WAY = frozenset({
@@ -86,11 +101,14 @@ class Opened:
       stream: It; to be closed right after the last byte.
       method: By which way.
       via: Our address that the target is connected to, or the proxy's JID.
+      carried: To be told whether the bytes got through, which a connection alone does not say:
+        the way comes first from then on, or is avoided for a while.
     """
 
     stream: trio.SocketStream
     method: Literal["direct", "proxy"]
     via: str
+    carried: Callable[[bool], None]
 
 
 class Requester:
@@ -126,18 +144,22 @@ class Requester:
         self._proxies = proxies
         self._prepare = prepare
         self._clock = clock
-        self._mediated = trio.Semaphore(max_mediated)
+        self._room = Room(max_mediated)
 
-    async def ready(self) -> bool:
-        """Whether there is anything to offer; may take a look at the proxies first."""
-        if self._own_addresses():
+    async def ready(self, to: JID | None = None) -> bool:
+        """Whether there is anything to offer; may take a look at the proxies first.
+
+        Args:
+          to: The target: then a way counts only if it is not known to carry nothing to it.
+        """
+        if self._own_addresses() and not self._is_swallowed(to):
             await trio.lowlevel.checkpoint()
             return True
         await self._prepare()
-        return self._proxies.usable(self._clock())
+        return self._proxies.usable(self._clock(), to)
 
     @asynccontextmanager
-    async def place(self, to: JID) -> AsyncIterator[Place]:
+    async def place(self, to: JID, size: int = 0) -> AsyncIterator[Place]:
         """Get ready for a transfer; waits if it will need a proxy and they are all in use.
 
         COMPAT(smack): waits 5 s for the opening of what it has accepted, so that all there is
@@ -145,28 +167,33 @@ class Requester:
 
         Args:
           to: The target, a full JID.
+          size: Of the file, bytes.
         """
         await self._prepare()
-        place = Place(self._mediated, partial(self._open, to))
+        place = Place(self._room, partial(self._open, to), to.bare, small=size <= SMALL)
         now = self._clock()
-        only_mediated = not self._own_addresses() and self._proxies.usable(now)
-        if only_mediated or self._proxies.prefers_proxy(to, now):
-            await place.wait()
+        no_direct = not self._own_addresses() or self._is_swallowed(to)
+        only_mediated = no_direct and self._proxies.usable(now, to)
         try:
+            if only_mediated or self._proxies.prefers_proxy(to, now):
+                await place.wait()
             yield place
         finally:
             place.leave()
 
+    def _is_swallowed(self, to: JID | None) -> bool:
+        return to is not None and self._proxies.swallows_direct(to, self._clock())
+
     def _own_addresses(self) -> list[tuple[str, int]]:
         return self._advertised() if self._listener is not None else []
 
-    async def _open(self, to: JID, place: Place, sid: str) -> Opened:
+    async def _open(self, to: JID, place: Place, sid: str, slack: float) -> Opened:
         own = self._own_jid()
         if own is None:
             raise OfflineError("not connected to the server")
         direct = [s5b.Streamhost(own, host, port) for host, port in self._own_addresses()]
-        if not direct:
-            await place.wait()
+        if not direct or self._is_swallowed(to):
+            await place.wait_briefly()
         # With all places taken it is tried without a proxy: the target waits already.
         mediated = place.take()
         offer = self._proxies.choose(to, direct, self._clock(), mediated=mediated)
@@ -180,7 +207,7 @@ class Requester:
                 hint=self._hint(),
             )
         try:
-            opened = await self._negotiate(_Attempt(sid, own, to, offer))
+            opened = await self._negotiate(_Attempt(sid, own, to, offer, USED_TIMEOUT + slack))
         except BaseException:
             place.leave()
             raise
@@ -213,8 +240,15 @@ class Requester:
         except BaseException:
             stream.socket.close()
             raise
-        self._proxies.worked(attempt.to, jid, self._clock())
-        return Opened(stream=stream, method="proxy", via=str(jid))
+        carried = partial(self._note, attempt.to, jid, "")
+        return Opened(stream=stream, method="proxy", via=str(jid), carried=carried)
+
+    def _note(self, to: JID, way: JID | None, host: str, worked: bool) -> None:
+        """Remember whether bytes got through to a target."""
+        if worked:
+            self._proxies.worked(to, way, self._clock(), host=host)
+        else:
+            self._proxies.swallowed(to, way, self._clock())
 
     @contextmanager
     def _expecting(self, attempt: _Attempt) -> Iterator[Slot | None]:
@@ -230,7 +264,7 @@ class Requester:
         """Send the offer; which streamhost is used, under all its addresses."""
         to, query = attempt.to, s5b.make_query(attempt.sid, attempt.offer)
         try:
-            answer = await self._ask(to, query, USED_TIMEOUT)
+            answer = await self._ask(to, query, attempt.patience)
         except StanzaError as error:
             if error.condition in _NO_WAY:
                 self._proxies.failed(to, attempt.ways, self._clock())
@@ -243,8 +277,8 @@ class Requester:
             self._proxies.failed(to, attempt.ways, self._clock())
             raise OpeningError(
                 "silent",
-                f"{to.bare} did not say within {USED_TIMEOUT:.0f} s whether it can connect to "
-                f"{attempt}",
+                f"{to.bare} did not say within {attempt.patience:.0f} s whether it can connect "
+                f"to {attempt}",
                 hint=self._hint(),
             )
         try:
@@ -261,9 +295,9 @@ class Requester:
         host, port = stream.socket.getsockname()[:2]
         # As a socket for both families calls what it has of IPv4 (RFC 4291 section 2.5.5.2).
         host = host.removeprefix("::ffff:")
-        self._proxies.worked(attempt.to, None, self._clock(), host=host)
         via = str(s5b.Streamhost(attempt.own, host, port))
-        return Opened(stream=stream, method="direct", via=via)
+        carried = partial(self._note, attempt.to, None, host)
+        return Opened(stream=stream, method="direct", via=via, carried=carried)
 
     async def _activate(self, attempt: _Attempt, proxy: JID) -> None:
         """Have the two ends joined (XEP-0065 section 6.3.5).
@@ -310,20 +344,38 @@ class Place:
     """Room for one transfer, which may have to go through a proxy; from `Requester.place`."""
 
     def __init__(
-        self, mediated: trio.Semaphore, opening: Callable[[Place, str], Awaitable[Opened]]
+        self,
+        room: Room,
+        opening: Callable[[Place, str, float], Awaitable[Opened]],
+        peer: JID,
+        *,
+        small: bool,
     ) -> None:
-        self._mediated = mediated
+        self._room = room
         self._opening = opening
-        self._held = False
+        self.peer = peer
+        self.small = small
+        self.asking_since = math.inf  # when the target was asked that has not answered yet
 
     def __repr__(self) -> str:
-        return f"<Place held={self._held}>"
+        return f"<Place held={self._room.holds(self)}>"
 
-    async def open(self, sid: str) -> Opened:
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask the target; if that takes long, others may have the place meanwhile."""
+        self.asking_since = trio.current_time()
+        self._room.look_again()
+        try:
+            yield
+        finally:
+            self.asking_since = math.inf
+
+    async def open(self, sid: str, slack: float = 0.0) -> Opened:
         """Open a bytestream, directly or by a proxy.
 
         Args:
           sid: The stream's id; never one that was used before.
+          slack: How much longer than usual the target may take, in seconds.
 
         Returns:
           It; to be closed before the place is left.
@@ -331,30 +383,108 @@ class Place:
         Raises:
           OpeningError: No way led to the target.
           OfflineError: We went away meanwhile.
+          TransferError: Only a proxy leads there, and all places are taken.
         """
-        return await self._opening(self, sid)
+        return await self._opening(self, sid, slack)
 
     async def wait(self) -> None:
         """Wait until there is room at the proxies."""
-        if not self._held:
-            await self._mediated.acquire()
-            self._held = True
+        await self._room.wait(self)
+
+    async def wait_briefly(self) -> None:
+        """The same, while a target waits that has accepted."""
+        with trio.move_on_after(PLACE_TIMEOUT) as waiting:
+            await self.wait()
+        if waiting.cancelled_caught and not self._room.holds(self):
+            raise TransferError("as many transfers as proxies take are under way already")
 
     def take(self) -> bool:
         """Whether there is room at the proxies; if so it is ours."""
-        if not self._held:
-            try:
-                self._mediated.acquire_nowait()
-            except trio.WouldBlock:
-                return False
-            self._held = True
-        return True
+        return self._room.take(self)
 
     def leave(self) -> None:
         """Give the room back, if we have it."""
-        if self._held:
-            self._held = False
-            self._mediated.release()
+        self._room.leave(self)
+
+
+class Room:
+    """The places for transfers through proxies: some for each peer, and some for small files.
+
+    Args:
+      total: How many there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held: dict[Place, None] = {}
+        self._waiting: dict[Place, trio.Event] = {}  # in the order in which they came
+
+    def __repr__(self) -> str:
+        return f"<Room held={len(self._held)} waiting={len(self._waiting)}>"
+
+    def __len__(self) -> int:
+        """How many are held."""
+        return len(self._held)
+
+    def holds(self, place: Place) -> bool:
+        """Whether a place is held."""
+        return place in self._held
+
+    def take(self, place: Place) -> bool:
+        """Whether there is one; if so it is held."""
+        self._take_back()
+        if place not in self._held and self._has_room_for(place):
+            self._held[place] = None
+        return place in self._held
+
+    async def wait(self, place: Place) -> None:
+        """Wait until there is one."""
+        while not self.take(place):
+            self._waiting[place] = trio.Event()
+            try:
+                with trio.move_on_at(self._next_grace()):
+                    await self._waiting[place].wait()
+            finally:
+                del self._waiting[place]
+
+    def leave(self, place: Place) -> None:
+        """Give it back, if it is held; those who can have it now do."""
+        self._held.pop(place, None)
+        self._give()
+
+    def look_again(self) -> None:
+        """Let those who wait see until when they do: one who holds a place asks a target."""
+        for event in self._waiting.values():
+            event.set()
+
+    def _give(self) -> None:
+        for waiting, event in self._waiting.items():
+            if self._has_room_for(waiting):
+                self._held[waiting] = None
+                event.set()
+
+    def _take_back(self) -> None:
+        """Let those do without who have asked a person, and may wait for long."""
+        now = trio.current_time()
+        for place in [each for each in self._held if each.asking_since + ASKING_GRACE <= now]:
+            self.leave(place)
+
+    def _next_grace(self) -> float:
+        since = min((each.asking_since for each in self._held), default=math.inf)
+        return since + ASKING_GRACE
+
+    def _has_room_for(self, place: Place) -> bool:
+        if place in self._held:
+            return False
+        same = [each for each in self._held if each.peer == place.peer]
+        if len(self._held) >= self._total or len(same) >= MAX_MEDIATED_TO_ONE:
+            return False
+        # Of one single place huge files must have their share.
+        large = sum(not each.small for each in self._held)
+        large_of_same = sum(not each.small for each in same)
+        return place.small or (
+            large < max(1, self._total - 1) and large_of_same < max(1, MAX_MEDIATED_TO_ONE - 1)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +493,7 @@ class _Attempt:
     own: JID
     to: JID
     offer: tuple[Streamhost, ...]
+    patience: float  # how long the target may try them, seconds
 
     @property
     def address(self) -> str:

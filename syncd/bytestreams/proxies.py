@@ -1,12 +1,14 @@
 """Which proxies are known, how good they are, and what to offer to whom. Sans-IO.
 
 `Proxies` is told what was found out (`found`, `tested`, `refused`, `unusable`) and what came
-of using it (`worked`, `failed`, `busy`), says what is to be found out next (`due_servers`,
-`due_proxies`), and from all that puts an offer together (`choose`).
+of using it (`worked`, `failed`, `swallowed`, `busy`), says what is to be found out next
+(`due_servers`, `due_proxies`), and from all that puts an offer together (`choose`).
 
 There is no way to know where a peer is, so the way that worked is remembered. To a stranger our
 own addresses come first: a connection inside a network is the fastest there is, and costs
-nobody else anything. Where that led nowhere, a proxy comes first for a day.
+nobody else anything. Where that led nowhere, a proxy comes first for a day. And where it led to
+the peer, but no byte got through, it is not offered at all for a while, nor is a proxy of which
+that is known: whoever connects to it uses it.
 
 Every time here is in seconds since 1970, as it must outlive a restart; so a clock that is set
 back or ahead makes something known too old or too young, and never wrong for long.
@@ -137,6 +139,7 @@ class _Peer:
     host: str = ""  # which of our addresses it was
     worked_at: float = 0.0  # 0: never
     failed: dict[JID | None, float] = field(default_factory=dict)  # until when
+    swallowed: dict[JID | None, float] = field(default_factory=dict)  # until when
 
 
 class Proxies:
@@ -288,6 +291,7 @@ class Proxies:
         known = self._remember(peer)
         known.via, known.host, known.worked_at = way, host, now
         known.failed.pop(way, None)
+        known.swallowed.pop(way, None)
         if way in self._proxies:
             self._proxies[way].failures = 0
             self._proxies[way].worked_at = now
@@ -303,6 +307,19 @@ class Proxies:
         while len(known.failed) > MAX_FAILED:
             del known.failed[next(iter(known.failed))]
 
+    def swallowed(self, peer: JID, way: JID | None, now: float) -> None:
+        """Note that a way led to a peer, and that none of the bytes on it arrived.
+
+        Something in between lets the handshakes through and not the data: mostly a tunnel that
+        drops large packets without a word (RFC 4821 section 1), or a firewall.
+        """
+        self.failed(peer, [way], now)
+        known = self._remember(peer)
+        known.swallowed = {
+            way: until for way, until in known.swallowed.items() if way in known.failed
+        }
+        known.swallowed[way.bare if way else None] = now + FAILED_FOR
+
     def busy(self, jid: JID, now: float) -> None:
         """Note that a proxy takes no more transfers just now."""
         if proxy := self._proxies.get(jid.bare):
@@ -310,9 +327,14 @@ class Proxies:
 
     # --- What it is good for
 
-    def usable(self, now: float) -> bool:
-        """Whether there is any proxy to offer."""
-        return bool(self._ranked(None, now))
+    def usable(self, now: float, peer: JID | None = None) -> bool:
+        """Whether there is any proxy to offer, to a certain peer."""
+        known = self._peers.get(peer.bare) if peer else None
+        return any(not _has_swallowed(known, jid, now) for jid in self._ranked(known, now))
+
+    def swallows_direct(self, peer: JID, now: float) -> bool:
+        """Whether direct connections to a peer are known to carry nothing."""
+        return _has_swallowed(self._peers.get(peer.bare), None, now)
 
     def prefers_proxy(self, peer: JID, now: float) -> bool:
         """Whether a proxy will probably be the way to a peer, if we are open to all."""
@@ -328,6 +350,8 @@ class Proxies:
     ) -> tuple[Streamhost, ...]:
         """Put an offer together (XEP-0065 section 5.3.1).
 
+        Ways that carried nothing are left out, unless there are no others at all.
+
         Args:
           peer: To whom.
           direct: Our own addresses, the likeliest first.
@@ -339,12 +363,19 @@ class Proxies:
           proxy, it is among the first three.
         """
         known = self._peers.get(peer.bare)
+        ranked = self._ranked(known, now)
+        able = [jid for jid in ranked if not _has_swallowed(known, jid, now)]
+        if _has_swallowed(known, None, now):
+            direct = direct if not able else []
+        elif direct:
+            ranked = able
+        ranked = able or ranked
         near = [each for each in direct if _reach(each.host) <= _LOOPBACK]
         if known is not None and known.via is None:
             near.sort(key=lambda each: each.host != known.host)
         ways = [
             [each.streamhost for each in self._proxies[jid].reachable()[:MAX_PER_PROXY]]
-            for jid in (self._ranked(known, now) if mediated else ())
+            for jid in (ranked if mediated else ())
         ]
         best, others = (ways[0] if ways else []), list(chain(*ways[1:]))
         first, rest = near[:MAX_NEAR], [*others, *near[MAX_NEAR:]]
@@ -484,6 +515,10 @@ def _within(since: float, now: float, seconds: float) -> bool:
 
 def _has_failed(known: _Peer, way: JID | None, now: float) -> bool:
     return now < known.failed.get(way, 0.0) <= now + FAILED_FOR
+
+
+def _has_swallowed(known: _Peer | None, way: JID | None, now: float) -> bool:
+    return known is not None and now < known.swallowed.get(way, 0.0) <= now + FAILED_FOR
 
 
 # --- In words

@@ -3,7 +3,7 @@
 The requester holds a `Slot` open while it negotiates, and takes its winner; the target goes
 through the streamhosts one after the other (`connect_first`)::
 
-    async with open_listener("0.0.0.0", 0) as listener:
+    async with open_listener(None, 0) as listener:
         with listener.expect(s5b.dstaddr(sid, us, peer)) as slot:
             ...  # send the <query/>, wait for <streamhost-used/>
             stream = await slot.winner()
@@ -247,11 +247,12 @@ class Listener:
 
 
 @asynccontextmanager
-async def open_listener(host: str, port: int) -> AsyncIterator[Listener]:
+async def open_listener(host: str | None, port: int) -> AsyncIterator[Listener]:
     """Listen for SOCKS5 connections until the context ends.
 
     Args:
-      host: Address to bind to, such as ``0.0.0.0`` or ``::``.
+      host: Address to bind to, such as ``0.0.0.0`` or ``::``; None: every address that the
+        machine has, of IPv6 and IPv4, as far as the kernel knows them.
       port: TCP port; 0 lets the system choose one.
 
     Raises:
@@ -261,7 +262,7 @@ async def open_listener(host: str, port: int) -> AsyncIterator[Listener]:
         listening, *others = await _listen(host, port)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {_reason(error)}",
+            f"cannot listen on {host or 'any address'} port {port}: {_reason(error)}",
             hint="change bytestreams.listen, or stop the program that uses this port",
         ) from error
     # A name may stand for several addresses; a peer can be told only one port, and with port
@@ -278,7 +279,9 @@ async def open_listener(host: str, port: int) -> AsyncIterator[Listener]:
             nursery.cancel_scope.cancel()
 
 
-async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+async def _listen(host: str | None, port: int) -> list[trio.SocketListener]:
+    if host is None:
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - what is meant
     if host != "::" or not socket.has_dualstack_ipv6():
         return list(await trio.open_tcp_listeners(port, host=host))
     # One port for both, as a peer is told only one; trio keeps the two apart.

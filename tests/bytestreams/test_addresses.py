@@ -28,7 +28,29 @@ def test_a_sandbox_without_netlink_leaves_the_default_route(
 ) -> None:
     """As with RestrictAddressFamilies=AF_INET AF_INET6 in a unit."""
     monkeypatch.setattr(socket, "AF_NETLINK", 12345)
-    assert own_addresses() == addresses._facing_outside()
+    assert own_addresses() == addresses._likeliest_first(addresses._facing_outside(), [])
+
+
+PUBLIC_4, PUBLIC_6 = "8.8.8.8", "2a00:1450::1"
+HOME, BRIDGE, ULA = "192.168.1.5", "172.17.0.1", "fd00::1"
+
+
+@pytest.mark.parametrize(
+    ("facing", "others", "expected"),
+    [
+        # Behind a NAT of IPv4: who has IPv6 gets through, who has not is told so at once.
+        ([HOME, PUBLIC_6], [BRIDGE, HOME], [PUBLIC_6, HOME, BRIDGE]),
+        # Not everybody has IPv6.
+        ([PUBLIC_4, PUBLIC_6], [], [PUBLIC_4, PUBLIC_6]),
+        ([HOME, ULA], [BRIDGE], [HOME, ULA, BRIDGE]),
+        ([], [ULA, BRIDGE, PUBLIC_6], [PUBLIC_6, BRIDGE, ULA]),
+    ],
+)
+def test_what_a_peer_reaches_most_likely_comes_first(
+    facing: list[str], others: list[str], expected: list[str]
+) -> None:
+    """Peers try one after the other, some only the first (RFC 6724 section 2.1)."""
+    assert addresses._likeliest_first(facing, others) == expected
 
 
 def test_a_machine_without_a_network_has_no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

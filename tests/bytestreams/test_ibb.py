@@ -14,6 +14,7 @@ from syncd.xmpp.jid import JID
 from syncd.xmpp.xml import serialise
 
 PEER = JID.parse("romeo@montague.net/orchard")
+OTHER = JID.parse("juliet@capulet.com/balcony")
 BUSY = StanzaError(ErrorType.WAIT, "resource-constraint")
 # XEP-0047 section 2.2, as it stands there.
 EXAMPLE = """<data xmlns='http://jabber.org/protocol/ibb' seq='0' sid='i781hf64'>
@@ -530,3 +531,34 @@ def test_a_sid_that_ends_twice_is_remembered_from_the_second_time() -> None:
 def test_machines_show_where_they_are() -> None:
     assert repr(an_outgoing()) == "<Outgoing OPEN next=0 of 3>"
     assert repr(an_incoming()) == "<Incoming OPEN 0 of 100>"
+
+
+# --- On their way together
+
+
+def test_any_answer_shows_that_the_line_moves() -> None:
+    line = ibb.Line()
+    first, second = line.send(PEER, 0), line.send(OTHER, 1)
+    line.answered(first, 50)
+    assert (second.alive_at, second.passed) == (50, False)
+    assert len(line) == 1
+
+
+def test_a_block_that_was_passed_by_is_kept_alive_by_its_peer_alone() -> None:
+    line = ibb.Line()
+    ours, others = line.send(PEER, 0), [line.send(OTHER, 1), line.send(OTHER, 2)]
+    theirs = line.send(PEER, 3)
+    line.answered(others[0], 50)
+    assert (ours.alive_at, ours.passed) == (50, True)
+    line.answered(others[1], 60)
+    assert ours.alive_at == 50
+    line.answered(theirs, 70)
+    assert ours.alive_at == 70
+
+
+def test_a_block_whose_stream_is_over_is_forgotten() -> None:
+    line = ibb.Line()
+    flight = line.send(PEER, 0)
+    line.lost(flight)
+    line.lost(flight)
+    assert len(line) == 0

@@ -1,5 +1,6 @@
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from xml.etree.ElementTree import Element, fromstring
 
@@ -1176,3 +1177,170 @@ def test_slots_show_where_they_are() -> None:
         assert repr(Slot(5)) == "<Slot <Incoming NEW 0 of 5> pending=0>"
 
     trio.run(main)
+
+
+# --- On one slow line
+
+
+SLOWEST = 3_072  # bytes per second
+
+
+def slow_line(habit: Callable[[JID, Element], Awaitable[None]]) -> Request:
+    """A stream to the server that takes its time, with peers behind it that have habits."""
+    free_at = 0.0
+
+    async def request(kind: IqType, to: JID | None, payload: Element, timeout: float) -> Iq:
+        nonlocal free_at
+        assert to is not None
+        free_at = max(free_at, trio.current_time()) + (len(serialise(payload)) + 200) / SLOWEST
+        with trio.move_on_after(timeout):
+            await trio.sleep_until(free_at)
+            await habit(to, payload)
+            return Iq("result", "id", to, None, Element("iq"))
+        raise OfflineError(f"{to} gave no answer for {timeout:.0f} s")
+
+    return request
+
+
+async def test_four_streams_on_a_slow_line_wait_for_each_other_and_finish(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What waits behind other blocks is no silence; and none is slower than the others."""
+
+    async def habit(to: JID, payload: Element) -> None:
+        await trio.sleep(0.1)
+
+    alice = Inband(slow_line(habit), max_block=lambda: ibb.MAX_BLOCK)
+    ended: list[float] = []
+
+    async def send(sid: str) -> None:
+        async with alice.open(BOB, sid, window=16) as sending:
+            await sending.stream.send_all(pattern(50 * ibb.BLOCK_SIZE))
+            await sending.finish()
+        ended.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(send, f"s{number}")
+    assert min(ended) > 300
+    assert max(ended) - min(ended) < 40
+
+
+async def test_a_peer_that_is_silent_is_noticed_while_others_take_blocks(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def habit(to: JID, payload: Element) -> None:
+        if to == BOB and payload.tag == ibb.DATA:
+            await never()
+
+    alice = Inband(slow_line(habit), max_block=lambda: ibb.MAX_BLOCK)
+
+    async def keep_busy() -> None:
+        async with alice.open(EVE, "busy", window=16) as sending:
+            await sending.stream.send_all(pattern(1_000 * ibb.BLOCK_SIZE))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_busy)
+        await trio.sleep(100)
+        with pytest.raises(OfflineError, match="no answer for 60 s"):
+            async with alice.open(BOB, SID, window=16) as sending:
+                await sending.stream.send_all(pattern(500_000))
+        assert 160 < trio.current_time() < 240
+        nursery.cancel_scope.cancel()
+
+
+async def test_streams_share_one_window_and_each_has_a_part_of_it(
+    wire: Wire, alice: Inband
+) -> None:
+    async def habit(payload: Element) -> None:
+        if payload.tag == ibb.DATA:
+            await never()
+
+    Peer(wire, habit)
+    counts: list[int] = []
+
+    async def fill(sid: str) -> None:
+        async with alice.open(BOB, sid, window=16) as sending:
+            await opened.wait()
+            await sending.stream.send_all(pattern(500_000))
+
+    for streams in (1, 2, 5, 20):
+        wire.under_way, opened = 0, trio.Event()
+        async with trio.open_nursery() as nursery:
+            for number in range(streams):
+                nursery.start_soon(fill, f"s{number}")
+            await wait_all_tasks_blocked()
+            opened.set()
+            await wait_all_tasks_blocked()
+            counts.append(wire.under_way)
+            nursery.cancel_scope.cancel()
+    assert counts == [16, 16, 15, 20]
+
+
+async def test_a_stream_that_is_alone_again_has_the_whole_window(
+    wire: Wire, alice: Inband
+) -> None:
+    async def habit(payload: Element) -> None:
+        if payload.tag == ibb.DATA:
+            await never()
+
+    Peer(wire, habit)
+
+    async def fill(sid: str, scope: trio.CancelScope) -> None:
+        with scope:
+            async with alice.open(BOB, sid, window=16) as sending:
+                await wait_all_tasks_blocked()
+                await sending.stream.send_all(pattern(500_000))
+
+    first, second = trio.CancelScope(), trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fill, "first", first)
+        nursery.start_soon(fill, "second", second)
+        await wait_all_tasks_blocked(0.05)
+        assert wire.under_way == 16
+        first.cancel()
+        await wait_all_tasks_blocked(0.05)
+        assert wire.under_way == 16
+        second.cancel()
+
+
+@pytest.mark.parametrize("slack", [0.0, 720.0])
+async def test_a_peer_has_time_for_what_it_must_do_first(
+    wire: Wire, alice: Inband, autojump_clock: trio.testing.MockClock, slack: float
+) -> None:
+    """To prove what it has of the file; a few blocks go into its sockets meanwhile."""
+
+    async def habit(payload: Element) -> None:
+        if payload.tag == ibb.DATA and payload.get("seq") not in ("0", "1"):
+            await trio.sleep_until(700)
+
+    Peer(wire, habit)
+    failing = pytest.raises(OfflineError, match="60 s") if not slack else nullcontext()
+    with failing:
+        async with alice.open(BOB, SID, window=4, slack=slack) as sending:
+            await sending.stream.send_all(pattern(50_000))
+            assert await sending.finish()
+    assert trio.current_time() == (700 if slack else 60)
+
+
+async def test_blocks_wait_for_a_reader_that_has_not_come_yet(
+    bob: Inband, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It proves what it has; and then the sender has its full time for the next block."""
+    async with bob.expect(ALICE, SID, 200_000) as slot, trio.open_nursery() as nursery:
+        await ask(bob, opening(block_size=65535))
+        nursery.start_soon(ask, bob, data(0, bytes(65535)))
+        await trio.sleep(700)
+        stream = await slot.opened(10)
+        assert len(await read_some(stream, 65535)) == 65535
+        await trio.sleep(ibb.IDLE_TIMEOUT - 1)
+        assert slot.reason() is None
+        await trio.sleep(2)
+        assert isinstance(slot.reason(), StalledError)
+
+
+async def read_some(stream: trio.SocketStream, count: int) -> bytes:
+    came = b""
+    while len(came) < count:
+        came += await stream.receive_some(count - len(came))
+    return came

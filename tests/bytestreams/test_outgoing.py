@@ -14,13 +14,13 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from syncd.bytestreams import outgoing, s5b
-from syncd.bytestreams.outgoing import Opened, Requester
+from syncd.bytestreams.outgoing import Opened, Place, Requester
 from syncd.bytestreams.proxies import Probed, Proxies
 from syncd.bytestreams.s5b import Streamhost
 from syncd.bytestreams.sockets import connect_first, connect_streamhost, open_listener
 from syncd.demo.faults import Faults, cut
 from syncd.demo.proxy65 import Proxy65
-from syncd.errors import ErrorType, OfflineError, OpeningError, StanzaError
+from syncd.errors import ErrorType, OfflineError, OpeningError, StanzaError, TransferError
 from syncd.transfer import si
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_iq, read_iq
@@ -107,6 +107,7 @@ class Bench:
             opened = await place.open(SID)
             async with opened.stream as stream:
                 await stream.send_all(DATA)
+            opened.carried(True)
         return await read_all(self.streams.pop())
 
     async def failure(self) -> OpeningError:
@@ -117,8 +118,7 @@ class Bench:
             await stream.aclose()
         await wait_all_tasks_blocked()
         assert open_sockets() <= before
-        assert self.requester._mediated.statistics().tasks_waiting == 0
-        assert self.requester._mediated.value == outgoing.MAX_MEDIATED
+        assert repr(self.requester._room) == "<Room held=0 waiting=0>"
         return caught.value
 
 
@@ -202,6 +202,9 @@ async def test_a_target_that_does_not_is_connected_through_the_proxy() -> None:
         assert (opened.method, opened.via) == ("proxy", "proxy.example.org")
         await opened.stream.aclose()
         await made.streams.pop().aclose()
+        # That it was opened says nothing yet.
+        assert not made.known.prefers_proxy(BOB, trio.current_time())
+        opened.carried(True)
         assert made.known.prefers_proxy(BOB, trio.current_time())
 
 
@@ -421,7 +424,7 @@ async def test_a_stream_that_ends_at_the_activation_is_not_the_proxys_fault() ->
             await made.open()
         await made.streams.pop().aclose()
         assert await made.requester.ready()
-        assert made.requester._mediated.value == outgoing.MAX_MEDIATED
+        assert len(made.requester._room) == 0
 
 
 # --- What targets answer
@@ -646,7 +649,9 @@ async def test_a_target_gets_five_streamhosts_at_most() -> None:
         made.target = psi
         made.requester._advertised = lambda: [(f"192.168.1.{n}", 4000) for n in range(1, 99)]
         for _ in range(2):
-            await (await made.open()).stream.aclose()
+            opened = await made.open()
+            await opened.stream.aclose()
+            opened.carried(True)
             await made.streams.pop().aclose()
             await wait_all_tasks_blocked()
         jids = [each.jid for each in offered]
@@ -697,7 +702,7 @@ async def test_no_more_transfers_than_a_proxy_takes_and_the_next_waits_for_its_t
         inside: list[int] = []
 
         async def hold(number: int) -> None:
-            async with made.requester.place(BOB):
+            async with made.requester.place(JID.parse(f"p{number}@example.org/r")):
                 inside.append(number)
                 await done.wait()
 
@@ -708,6 +713,182 @@ async def test_no_more_transfers_than_a_proxy_takes_and_the_next_waits_for_its_t
         done.set()
         await wait_all_tasks_blocked()
         assert len(inside) == outgoing.MAX_MEDIATED + 1
+
+
+async def fill(requester: Requester) -> list[Place]:
+    """Hold all places, each for a small file to somebody else."""
+    places = []
+    for number in range(outgoing.MAX_MEDIATED):
+        async with requester.place(JID.parse(f"p{number}@example.org/r")) as place:
+            pass
+        assert place.take()
+        places.append(place)
+    return places
+
+
+@dataclass
+class Queue:
+    """Transfers by proxies, each to a peer, that want a place."""
+
+    requester: Requester
+    nursery: trio.Nursery
+    inside: dict[str, Place] = field(default_factory=dict)
+    leaving: dict[str, trio.Event] = field(default_factory=dict)
+
+    async def join(self, name: str, size: int) -> None:
+        """Come as ``a1``, to peer ``a``; returns when it is inside, or waits."""
+        self.leaving[name] = trio.Event()
+        self.nursery.start_soon(self._stay, name, size)
+        await wait_all_tasks_blocked()
+
+    async def leave(self, name: str) -> None:
+        self.leaving[name].set()
+        await wait_all_tasks_blocked()
+
+    async def _stay(self, name: str, size: int) -> None:
+        to = JID.parse(f"{name[0]}@example.org/{name}")
+        async with self.requester.place(to, size) as place:
+            self.inside[name] = place
+            await self.leaving[name].wait()
+            del self.inside[name]
+
+
+HUGE = 1 << 34
+TINY = 100
+
+
+@asynccontextmanager
+async def queue() -> AsyncIterator[Queue]:
+    async with bench(PROXY, direct=False) as made, trio.open_nursery() as nursery:
+        yield Queue(made.requester, nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def test_huge_files_leave_room_for_small_ones_and_for_other_peers() -> None:
+    async with queue() as waiting:
+        for name in ("a1", "a2", "b1", "b2", "c1", "d1"):
+            await waiting.join(name, HUGE)
+        assert set(waiting.inside) == {"a1", "b1", "c1"}
+        await waiting.join("e1", TINY)
+        assert set(waiting.inside) == {"a1", "b1", "c1", "e1"}
+        await waiting.join("e2", TINY)
+        await waiting.join("a3", TINY)
+        assert len(waiting.inside) == 4
+        # Who came first and fits is next: not a2, beside which there is another huge one.
+        await waiting.leave("c1")
+        assert set(waiting.inside) == {"a1", "b1", "d1", "e1"}
+        await waiting.leave("d1")
+        assert set(waiting.inside) == {"a1", "b1", "e1", "e2"}
+        await waiting.leave("e1")
+        assert set(waiting.inside) == {"a1", "a3", "b1", "e2"}
+
+
+async def test_one_peer_has_no_more_than_its_places() -> None:
+    async with queue() as waiting:
+        for name in ("a1", "a2", "a3"):
+            await waiting.join(name, TINY)
+        assert set(waiting.inside) == {"a1", "a2"}
+        await waiting.join("b1", TINY)
+        assert set(waiting.inside) == {"a1", "a2", "b1"}
+        await waiting.leave("a1")
+        assert set(waiting.inside) == {"a2", "a3", "b1"}
+
+
+async def test_a_place_is_not_kept_for_a_person_who_thinks(autojump_clock: MockClock) -> None:
+    async with queue() as waiting:
+        for name in ("a1", "b1", "c1", "d1"):
+            await waiting.join(name, TINY)
+        await waiting.join("e1", TINY)
+        with waiting.inside["a1"].asking():
+            began = trio.current_time()
+            while "e1" not in waiting.inside:  # noqa: ASYNC110 - the clock is virtual
+                await trio.sleep(0.5)
+            assert trio.current_time() - began == pytest.approx(outgoing.ASKING_GRACE, abs=0.5)
+        # The answer has come after all: it is as for one who comes now.
+        place = waiting.inside["a1"]
+        assert not place.take()
+        with pytest.raises(TransferError, match="as many transfers") as caught:
+            await place.open(SID)
+        assert caught.value.type is ErrorType.WAIT
+        await waiting.leave("e1")
+        assert place.take()
+
+
+async def test_a_place_is_kept_while_nobody_else_wants_it(autojump_clock: MockClock) -> None:
+    async with queue() as waiting:
+        await waiting.join("a1", HUGE)
+        with waiting.inside["a1"].asking():
+            await trio.sleep(100)
+        assert repr(waiting.inside["a1"]) == "<Place held=True>"
+
+
+async def test_a_place_that_is_given_to_somebody_who_goes_is_not_lost() -> None:
+    async with bench(PROXY, direct=False) as made, trio.open_nursery() as nursery:
+        places = await fill(made.requester)
+
+        async def wait(scope: trio.CancelScope) -> None:
+            with scope:
+                async with made.requester.place(BOB):
+                    await trio.sleep_forever()
+
+        scope = trio.CancelScope()
+        nursery.start_soon(wait, scope)
+        await wait_all_tasks_blocked()
+        places.pop().leave()
+        scope.cancel()
+        await wait_all_tasks_blocked()
+        assert repr(made.requester._room) == "<Room held=3 waiting=0>"
+
+
+# --- Ways that carry nothing
+
+
+async def test_a_way_that_carries_nothing_is_not_offered_to_that_peer() -> None:
+    """Whoever connects to it uses it, and every attempt would end like the last one."""
+    async with bench(PROXY) as made:
+        offered: list[list[JID]] = []
+
+        async def target(query: s5b.Query) -> Element:
+            offered.append([each.jid for each in query.streamhosts])
+            return await made.polite(query)
+
+        made.target = target
+        opened = await made.open()
+        await opened.stream.aclose()
+        opened.carried(False)
+        assert await made.requester.ready(BOB)
+        opened = await made.open()
+        await opened.stream.aclose()
+        assert opened.method == "proxy"
+        opened.carried(False)
+        # Nothing is left for this peer; without any other way it is as before.
+        assert not await made.requester.ready(BOB)
+        assert await made.requester.ready()
+        assert await made.requester.ready(JID.parse("carol@example.org/r"))
+        opened = await made.open()
+        await opened.stream.aclose()
+        opened.carried(True)
+        assert await made.requester.ready(BOB)
+        assert offered == [[OWN, PROXY], [PROXY], [OWN, PROXY]]
+        for stream in made.streams:
+            await stream.aclose()
+
+
+async def test_a_target_gets_the_time_that_it_needs_first(autojump_clock: MockClock) -> None:
+    """To read again what it has, on a slow disk."""
+    async with bench(PROXY) as made:
+
+        async def target(query: s5b.Query) -> Element:
+            await trio.sleep(700)
+            raise StanzaError(ErrorType.CANCEL, "item-not-found")
+
+        made.target = target
+        async with made.requester.place(BOB) as place:
+            with pytest.raises(OpeningError, match="within 120 s"):
+                await place.open(SID)
+            with pytest.raises(OpeningError, match="item-not-found"):
+                await place.open("other", slack=720.0)
+        assert trio.current_time() == 120 + 700
 
 
 async def test_direct_connections_are_not_counted() -> None:
@@ -732,7 +913,7 @@ async def test_direct_connections_are_not_counted() -> None:
             nursery.start_soon(hold, f"sid{number}")
         while len(streams) < 6 * outgoing.MAX_MEDIATED:  # noqa: ASYNC110 - real sockets
             await trio.sleep(0.001)
-        assert made.requester._mediated.value == outgoing.MAX_MEDIATED
+        assert len(made.requester._room) == 0
         done.set()
         for stream in streams:
             await stream.aclose()
@@ -741,8 +922,7 @@ async def test_direct_connections_are_not_counted() -> None:
 async def test_with_all_places_taken_it_is_tried_without_a_proxy() -> None:
     """The target waits for the opening by then, and not for long."""
     async with bench(PROXY) as made:
-        for _ in range(outgoing.MAX_MEDIATED):
-            made.requester._mediated.acquire_nowait()
+        await fill(made.requester)
         offered: list[JID] = []
 
         async def target(query: s5b.Query) -> Element:
@@ -753,7 +933,7 @@ async def test_with_all_places_taken_it_is_tried_without_a_proxy() -> None:
         await (await made.open()).stream.aclose()
         await made.streams.pop().aclose()
         assert offered == [OWN]
-        assert made.requester._mediated.value == 0
+        assert len(made.requester._room) == outgoing.MAX_MEDIATED
         # Once it is known that only the proxy leads there, it waits before the offer.
         made.known.failed(BOB, [None], trio.current_time())
         with trio.move_on_after(0.05) as scope:
@@ -766,10 +946,10 @@ async def test_a_place_is_given_back_after_the_transfer_and_not_before() -> None
     async with bench(PROXY, direct=False) as made:
         async with made.requester.place(BOB) as place:
             opened = await place.open(SID)
-            assert made.requester._mediated.value == outgoing.MAX_MEDIATED - 1
+            assert len(made.requester._room) == 1
             assert repr(place) == "<Place held=True>"
             await opened.stream.aclose()
-        assert made.requester._mediated.value == outgoing.MAX_MEDIATED
+        assert len(made.requester._room) == 0
         await made.streams.pop().aclose()
 
 
@@ -827,7 +1007,7 @@ async def test_cancelling_at_any_step_leaves_nothing_open(direct: bool) -> None:
         step += 1
         cancelled = await cancelled_at(step, whole)
         assert open_sockets() == before, f"cancelled at step {step}"
-        assert all(each._mediated.value == outgoing.MAX_MEDIATED for each in values)
+        assert not any(len(each._room) for each in values)
     assert step > 15
 
 

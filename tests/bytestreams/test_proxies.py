@@ -629,3 +629,52 @@ def test_memory_keeps_what_worked_and_forgets_what_failed(
     again.restore(known.dump())
     assert again.choose(peer, direct, NOW) == known.choose(peer, direct, NOW)
     assert again.prefers_proxy(peer, NOW) == known.prefers_proxy(peer, NOW)
+
+
+# --- Ways that carry nothing
+
+
+def one_proxy() -> Proxies:
+    known = make()
+    learn(known, OURS, "203.0.113.7")
+    return known
+
+
+def test_a_way_that_carries_nothing_is_left_out_for_an_hour() -> None:
+    known = one_proxy()
+    known.swallowed(BOB, None, NOW)
+    assert known.swallows_direct(BOB, NOW)
+    assert [each.jid for each in known.choose(BOB, NEAR[:1], NOW)] == [OURS]
+    assert not known.swallows_direct(CAROL, NOW)
+    later = NOW + module.FAILED_FOR
+    assert not known.swallows_direct(BOB, later)
+    assert {each.jid for each in known.choose(BOB, NEAR[:1], later)} == {OURS, NEAR[0].jid}
+
+
+def test_a_proxy_that_carries_nothing_is_left_out_and_then_everything_is_tried() -> None:
+    known = one_proxy()
+    known.swallowed(BOB, OURS, NOW)
+    assert [each.jid for each in known.choose(BOB, NEAR[:1], NOW)] == [NEAR[0].jid]
+    assert (known.usable(NOW), known.usable(NOW, BOB), known.usable(NOW, CAROL)) == (
+        True,
+        False,
+        True,
+    )
+    known.swallowed(BOB, None, NOW)
+    assert {each.jid for each in known.choose(BOB, NEAR[:1], NOW)} == {OURS, NEAR[0].jid}
+    assert [each.jid for each in known.choose(BOB, [], NOW)] == [OURS]
+
+
+def test_a_way_that_works_after_all_is_as_good_as_any() -> None:
+    known = one_proxy()
+    known.swallowed(BOB, OURS, NOW)
+    known.worked(BOB, OURS, NOW)
+    assert known.usable(NOW, BOB)
+    assert known.prefers_proxy(BOB, NOW)
+
+
+def test_ways_that_carry_nothing_are_no_more_than_those_that_fail() -> None:
+    known = one_proxy()
+    for number in range(100):
+        known.swallowed(BOB, JID.parse(f"p{number}.example"), NOW)
+    assert len(known._peers[BOB.bare].swallowed) <= module.MAX_FAILED + 1

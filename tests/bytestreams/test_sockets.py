@@ -307,9 +307,21 @@ async def test_the_listener_knows_where_it_can_be_reached() -> None:
     assert Listener("::", 1).addresses() == own_addresses()
 
 
+async def test_without_ipv6_the_listener_is_one_of_ipv4(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    async with open_listener(None, 0) as listener:
+        assert listener.host == "0.0.0.0"
+        assert all(":" not in address for address in listener.addresses())
+
+
+@pytest.mark.parametrize("address", ["::", None])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_the_listener_of_ipv6_is_reached_by_both_families(host: str) -> None:
-    async with open_listener("::", 0) as listener:
+async def test_the_listener_of_ipv6_is_reached_by_both_families(
+    host: str, address: str | None
+) -> None:
+    async with open_listener(address, 0) as listener:
         with listener.expect(ADDRESS) as slot:
             streamhost = Streamhost(PEER, host, listener.port)
             theirs = await connect_streamhost(streamhost, ADDRESS)
