@@ -58,6 +58,9 @@ _SHA_256 = re.compile(r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}")
 
 MAX_SETTLE = 3600.0  # seconds; a file that takes an hour's pause belongs renamed into place
 MAX_PARALLEL = 64  # transfers; each is a thread
+MAX_FILES = 1 << 32  # in a day; as many inodes as most file systems can have
+# Below it nobody could read the question; above it somebody has gone home.
+ANSWER_TIMEOUTS = (10.0, 3600.0)  # seconds
 
 
 # --- What the daemon gets
@@ -123,7 +126,8 @@ class Bytestreams:
     """The ways that bytes may take, tried in this order: direct, proxies, IBB.
 
     Attributes:
-      listen: Where the SOCKS5 server listens; port 0 is any free one.
+      listen: Where the SOCKS5 server listens; port 0 is any free one. None: at every address
+        of IPv6 and IPv4, at any free port.
       advertise: Our addresses as others reach them; empty: the non-loopback ones. Port 0
         is the port that the listener got.
       direct: Whether direct connections are offered and tried.
@@ -131,7 +135,7 @@ class Bytestreams:
       ibb: Whether bytes may go through the server as a last resort.
     """
 
-    listen: Address
+    listen: Address | None
     advertise: tuple[Address, ...]
     direct: bool
     proxies: Literal["auto"] | tuple[JID, ...]
@@ -145,12 +149,14 @@ class Transfer:
     Attributes:
       encryption: Whether a file is sealed end to end.
       parallel: Transfers at a time to one peer.
+      answer_timeout: How long an ordinary client may take to answer an offer, seconds.
       limit_up: Bytes per second that leave, all peers together; 0: no limit.
       limit_down: Bytes per second that come in, likewise.
     """
 
     encryption: Literal["preferred", "required", "off"]
     parallel: int
+    answer_timeout: float
     limit_up: int
     limit_down: int
 
@@ -166,6 +172,7 @@ class Peer:
       limit_down: Bytes per second from it, likewise.
       max_file: The longest file that is accepted from it, bytes; 0: any.
       quota: Bytes that are accepted from it within 24 hours; 0: any number.
+      max_files: Files, and directories made for them, likewise.
     """
 
     jid: JID
@@ -174,6 +181,7 @@ class Peer:
     limit_down: int
     max_file: int
     quota: int
+    max_files: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +196,7 @@ class Folder:
       settle: Seconds that a file written in place must rest before it is sent.
       names: Which names of others' files are taken: any that Linux can hold, or only those
         that Windows and macOS can hold, and tell apart, too.
+      accept_hidden: Whether names that begin with a dot are taken from others.
     """
 
     id: str
@@ -196,6 +205,7 @@ class Folder:
     accept_from: tuple[JID, ...]
     settle: float
     names: Literal["any", "portable"]
+    accept_hidden: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -358,7 +368,6 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
         Key(
             "listen",
             _address(any_port=True),
-            default="0.0.0.0:0",
             doc="Where to wait for direct connections of peers; port 0 is any free one.",
         ),
         Key(
@@ -401,6 +410,13 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             doc="How many files go to one peer at the same time, 1 to 64.",
         ),
         Key(
+            "answer_timeout",
+            number(*ANSWER_TIMEOUTS, "seconds"),
+            default=180.0,
+            doc="How many seconds an ordinary XMPP client, which may ask a person, has to "
+            "answer an offer, 10 to 3600.",
+        ),
+        Key(
             "limit_up",
             byte_rate,
             default=0,
@@ -441,6 +457,11 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             default="any",
             doc="Which names of files are accepted: any that Linux can hold, "
             "or only those that Windows and macOS can hold and tell apart, too.",
+        ),
+        Key(
+            "accept_hidden",
+            boolean,
+            doc="Whether files and directories whose names begin with a dot are accepted.",
         ),
     ),
     "inbox": (
@@ -487,6 +508,12 @@ TABLES: Final[Mapping[str, tuple[Key, ...]]] = {
             byte_count,
             default=0,
             doc="How many bytes are accepted from this peer within 24 hours; 0 is no limit.",
+        ),
+        Key(
+            "max_files",
+            whole_number(0, MAX_FILES),
+            default=0,
+            doc="How many files are accepted from this peer within 24 hours; 0 is no limit.",
         ),
     ),
 }
@@ -537,13 +564,14 @@ def parse(text: str, *, where: str, environ: Mapping[str, str]) -> Config:
     socket = _or_default(report, ("control", "socket"), tables, default_socket, environ)
     places.check_socket(report, socket)
     places.check_overlaps(report, tables["folder"], tables["inbox"], state_dir)
+    warnings = places.check_secrets(report, tables["folder"], account, Path(where), socket)
+    warnings += places.decide_hidden(report, tables["folder"], environ)
     _check_folders(report, tables["folder"])
     _check_peers(report, tables["peer"])
     _check_trust(report, account)
     _check_ways(report, tables["bytestreams"])
     report.raise_if_any()
 
-    warnings = []
     if source.inline is not None:
         warnings.append(
             f"{report.at(('account', 'password'))}: the password stands in the configuration; "

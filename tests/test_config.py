@@ -78,9 +78,11 @@ def test_the_least_configuration_has_every_default() -> None:
         state_dir=Path("/var/lib/syncd"),
         control_socket=Path("/run/syncd/control.sock"),
         bytestreams=Bytestreams(
-            listen=Address("0.0.0.0", 0), advertise=(), direct=True, proxies="auto", ibb=True
+            listen=None, advertise=(), direct=True, proxies="auto", ibb=True
         ),
-        transfer=Transfer(encryption="preferred", parallel=4, limit_up=0, limit_down=0),
+        transfer=Transfer(
+            encryption="preferred", parallel=4, answer_timeout=180, limit_up=0, limit_down=0
+        ),
         folders=(),
         inbox=None,
         peers=(),
@@ -110,6 +112,7 @@ def test_everything_can_be_set() -> None:
         [transfer]
         encryption = "off"
         parallel = 64
+        answer_timeout = 600
         limit_up = 1048576
         limit_down = "5 MiB"
         [[folder]]
@@ -123,6 +126,7 @@ def test_everything_can_be_set() -> None:
         path = "/srv/music"
         accept_from = ["bob@example.org"]
         names = "portable"
+        accept_hidden = false
         [inbox]
         path = "/srv/inbox"
         accept_from = ["dave@example.org"]
@@ -135,6 +139,7 @@ def test_everything_can_be_set() -> None:
         limit_down = 2048
         max_file = "2 GiB"
         quota = 1000000
+        max_files = 5000
         """)
     assert config == Config(
         account=Account(
@@ -155,7 +160,13 @@ def test_everything_can_be_set() -> None:
             proxies=(JID("", "proxy.example.org"),),
             ibb=False,
         ),
-        transfer=Transfer(encryption="off", parallel=64, limit_up=1 << 20, limit_down=5 << 20),
+        transfer=Transfer(
+            encryption="off",
+            parallel=64,
+            answer_timeout=600,
+            limit_up=1 << 20,
+            limit_down=5 << 20,
+        ),
         folders=(
             Folder(
                 id="photos",
@@ -164,6 +175,7 @@ def test_everything_can_be_set() -> None:
                 accept_from=(JID("carol", "example.org"),),
                 settle=0.0,
                 names="any",
+                accept_hidden=True,
             ),
             Folder(
                 id="a.B_c-9",
@@ -172,6 +184,7 @@ def test_everything_can_be_set() -> None:
                 accept_from=(JID("bob", "example.org"),),
                 settle=1.0,
                 names="portable",
+                accept_hidden=False,
             ),
         ),
         inbox=Inbox(path=Path("/srv/inbox"), accept_from=(JID("dave", "example.org"),)),
@@ -183,6 +196,7 @@ def test_everything_can_be_set() -> None:
                 limit_down=0,
                 max_file=0,
                 quota=0,
+                max_files=0,
             ),
             Peer(
                 jid=JID("eve", "example.org"),
@@ -191,6 +205,7 @@ def test_everything_can_be_set() -> None:
                 limit_down=2048,
                 max_file=2 << 30,
                 quota=10**6,
+                max_files=5_000,
             ),
         ),
         warnings=(),
@@ -589,6 +604,25 @@ def documented() -> dict[tuple[str, str], tuple[str, Any]]:
         else:
             comment = []
     return found
+
+
+def test_a_home_directory_takes_no_hidden_files_unless_it_is_told_to() -> None:
+    folder = (
+        f'{ACCOUNT}[[folder]]\nid = "home"\npath = "~"\naccept_from = ["bob@example.org"]\n'
+    )
+    config = parsed(folder)
+    assert [each.accept_hidden for each in config.folders] == [False]
+    [warning] = config.warnings
+    assert "/home/alice is a home directory, or holds one, so names that begin" in warning
+    config = parsed(f"{folder}accept_hidden = true\n")
+    assert ([each.accept_hidden for each in config.folders], config.warnings) == ([True], ())
+
+
+def test_what_is_secret_is_in_no_folder() -> None:
+    account = '[account]\njid = "alice@example.org"\npassword_file = "/srv/all/password"\n'
+    folder = '[[folder]]\nid = "all"\npath = "/srv/all"\nsend_to = ["bob@example.org"]\n'
+    with pytest.raises(ConfigError, match="which is sent to others; move it out of there"):
+        parsed(account + folder)
 
 
 def test_a_peer_is_described_once() -> None:

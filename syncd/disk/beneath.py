@@ -201,10 +201,33 @@ def check_twins(root: Path, components: Sequence[str]) -> None:
         folded = fold(component)
         for name in names:
             if fold(name) == folded:
+                # Whose it is, how it is written: its sender may not even know of that file.
                 raise DeclinedError(
-                    f"{name!r} is there, and {component!r} is the same name on many systems",
-                    hint="rename one of them; it is sent then",
+                    f"{component!r} is the same name on many systems as one that is there",
+                    hint=f"{name!r} is there; when one of the two is renamed, it comes",
                 )
+
+
+def count_new(root: Path, components: Sequence[str]) -> int:
+    """Count what has to be made so that a file can come: it, and directories on its way.
+
+    Args:
+      root: The folder.
+      components: The path of the file below it.
+
+    Raises:
+      TransferError: The disk refuses.
+    """
+    *directories, _ = components
+    for depth in range(len(directories), 0, -1):
+        try:
+            with open_directory(root, directories[:depth]):
+                return len(directories) - depth + 1
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise explain(error, "the file cannot be received") from error
+    return len(directories) + 1
 
 
 def _others(name: str, directory: int) -> list[str]:

@@ -142,6 +142,11 @@ class Blocks:
         """BLAKE3 of all bytes so far, 32 bytes."""
         return self._hasher.digest()
 
+    @property
+    def noted(self) -> int:
+        """How much of the file its notes prove, as far as was looked, bytes from its start."""
+        return self._noted
+
     def claim(self, length: int) -> int:
         """Look up how far the file has come; quickly, and without a proof.
 

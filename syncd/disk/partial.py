@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Self
 
 import blake3
 
+from syncd.disk import room
 from syncd.disk.beneath import (
     exchange,
     explain,
@@ -47,29 +48,27 @@ from syncd.disk.beneath import (
     reserve,
 )
 from syncd.disk.blocks import Blocks, open_notes
-from syncd.disk.paths import MAX_COMPONENT, PRIVATE
+from syncd.disk.paths import MAX_COMPONENT, PRIVATE, fold, without_special
+from syncd.disk.room import BAD as _BAD
+from syncd.disk.room import NOTES as _NOTES
+from syncd.disk.room import PART as _PART
 from syncd.errors import TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# Names that a conflict may try before something is plainly wrong.
-_MAX_CONFLICTS = 1_000  # names
+# Names of one second that a conflict may try before something is plainly wrong.
+_MAX_CONFLICTS = 100_000  # names
 # A local part of a JID may fill four file names; who it was can still be told by this.
 _MAX_WHO = 64  # bytes
 # What is longer is a dot somewhere in a name.
 _MAX_EXTENSION = 32  # bytes
-# Days in which a peer that is away may come back and go on; then its beginning is cleared up.
-MAX_AGE = 30 * 24 * 3600.0  # seconds
-
-# What arrived and was not what was sent, in one folder: a peer that sends such files, out of
-# malice or over a bad line, does not fill the disk with them.
-MAX_BAD = 8  # files
+# How much of a partial file's name tells whose it is, and how much whose version of which file.
+# 48 bits: two peers that share them share the room for what they have begun, nothing more.
+_PEER = 12  # hexadecimal digits
+_FILE = 24  # hexadecimal digits
 
 # Names in the private directory, see above.
-_PART = ".part"
-_BAD = ".bad"
-_NOTES = ".blocks"
 _SWAP = ".swap."
 _ASIDE = ".aside."
 _SWAPPED = re.compile(
@@ -134,11 +133,40 @@ def key_of(sender: str, folder: str, path: str, size: int, mtime_ns: int) -> str
     """Name the partial file of one version of one file from one sender.
 
     Returns:
-      A file name; its first half is the same for all versions of the file.
+      A file name; it begins alike for all files of the sender, and up to the dash for all
+      versions of the file.
     """
-    who = hashlib.sha256(f"{sender}\0{folder}\0{path}".encode()).hexdigest()[:24]
-    what = hashlib.sha256(f"{size}\0{mtime_ns}".encode()).hexdigest()[:24]
-    return f"{who}-{what}.part"
+    peer = hashlib.sha256(sender.encode()).hexdigest()[:_PEER]
+    file = hashlib.sha256(f"{sender}\0{folder}\0{path}".encode()).hexdigest()[:_FILE]
+    what = hashlib.sha256(f"{size}\0{mtime_ns}".encode()).hexdigest()[:_FILE]
+    return f"{peer}{file}-{what}{_PART}"
+
+
+def claim(root: Path, key: str, size: int) -> int:
+    """Look up how much of a file has come before, and make nothing yet.
+
+    Args:
+      root: The folder.
+      key: As for `PartialFile`.
+      size: The file's whole length, bytes.
+
+    Returns:
+      What the `PartialFile` will have as its offset, unless somebody deletes it before.
+
+    Raises:
+      TransferError: The disk refuses.
+    """
+    if not _is_resumable(key):
+        return 0
+    with _explained("the file cannot be received"):
+        try:
+            with open_private(root, create=False) as private:
+                status = os.stat(key, dir_fd=private, follow_symlinks=False)
+        except FileNotFoundError:
+            return 0
+    if status.st_size > size:
+        return 0
+    return Blocks(-1, size, functools.partial(_open_notes, root, key)).claim(status.st_size)
 
 
 class PartialFile:
@@ -162,21 +190,17 @@ class PartialFile:
         self.root = root
         self._key = key
         self._size = size
-        self._gone = False
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        if not self._is_resumable:
-            flags |= os.O_EXCL
+        self._gone = self._alone = False
+        self._claimed = self.offset = 0
         with _explained("the file cannot be received"), open_private(root) as directory:
-            self._forget_other_versions(directory)
-            self.fd = os.open(key, flags, 0o600, dir_fd=directory)
+            self.fd = self._open(directory)
             self.blocks = self._new_blocks()
             try:
+                self._alone = room.occupy(self.fd)
                 self.offset = self.blocks.claim(_usable_length(self.fd, size))
-                _mark_used(self.fd)
-                _reserve(self.fd, size, directory)
+                self._claimed = self.offset
+                room.take(self.fd, size, directory, key)
             except BaseException:
-                if os.fstat(self.fd).st_size == 0:  # nothing in it to go on from
-                    os.unlink(key, dir_fd=directory)
                 self.close()
                 raise
 
@@ -197,9 +221,11 @@ class PartialFile:
         with _explained("the file cannot be received"):
             length = os.fstat(self.fd).st_size
             proved = self.blocks.prove(length, stopped)
-            if proved < length and not stopped():
-                os.ftruncate(self.fd, proved)
-                reserve(self.fd, self._size)  # cutting gave the room behind the end back
+            if not stopped():
+                self._claimed = 0
+                if proved < length:
+                    os.ftruncate(self.fd, proved)
+                    reserve(self.fd, self._size)  # cutting gave the room behind the end back
             self.offset = proved
         return proved
 
@@ -212,6 +238,7 @@ class PartialFile:
         with _explained("the file cannot be received"):
             kept = os.pread(self.fd, keep, 0)
             assert len(kept) == keep
+            self._claimed = 0
             os.ftruncate(self.fd, keep)
             reserve(self.fd, self._size)
             self.blocks.forget()
@@ -220,15 +247,32 @@ class PartialFile:
             self.offset = keep
 
     def close(self) -> None:
-        """Let go of the file; what has arrived stays, and proved, for the next attempt."""
+        """Let go of the file; what has arrived stays, and proved, for the next attempt.
+
+        What was only reserved is given back. Of a file in which nothing can be proved, nothing
+        stays.
+        """
         if self.fd >= 0:
             try:
                 self.blocks.close()
+                # Else the next transfer of this file might be writing to it.
+                if self._alone and not self._gone:
+                    self._leave()
             finally:
                 fd, self.fd = self.fd, -1
                 # What NFS says here is too late: what counts was synced by `seal`.
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+    def _leave(self) -> None:
+        # What the disk refuses here, it gives at the next start (see `clean`).
+        with contextlib.suppress(OSError, TransferError):
+            if room.give_back(self.fd) and (self._claimed or self.blocks.noted):
+                return
+            with open_private(self.root, create=False) as private:
+                if _inode(self._key, private) == os.fstat(self.fd).st_ino:
+                    _unlink(self._key, private)
+                    _unlink(self._key + _NOTES, private)
 
     def discard(self) -> None:
         """Delete what has arrived: it is of no use to anybody."""
@@ -246,8 +290,8 @@ class PartialFile:
         """Put aside what is not what was sent: somebody may want to know what it is.
 
         Returns:
-          Its path below the folder. It is kept until the room is needed, `MAX_BAD` newer ones
-          have come, or `MAX_AGE` is over.
+          Its path below the folder. It is kept until the room is needed, `room.MAX_BAD` newer
+          ones have come, or `room.MAX_AGE` is over.
 
         Raises:
           TransferError: The disk refuses.
@@ -257,11 +301,13 @@ class PartialFile:
             _explained("the damaged file cannot be put aside"),
             open_private(self.root) as private,
         ):
+            if self._alone:
+                room.give_back(self.fd)
             os.rename(self._key, bad, src_dir_fd=private, dst_dir_fd=private)
             self._gone = True
             self.blocks.forget()
             _unlink(self._key + _NOTES, private)
-            _forget_bad(private, MAX_BAD)
+            room.keep_newest(private, room.MAX_BAD, ends=_BAD)
         return f"{PRIVATE}/{bad}"
 
     def seal(self, mtime_ns: int | None) -> Identity:
@@ -382,30 +428,40 @@ class PartialFile:
             # Deleted meanwhile: then it is a new file.
             rename_new(swap, private, name, directory)
 
-    @property
-    def _is_resumable(self) -> bool:
-        return "-" in self._key
-
     def _new_blocks(self) -> Blocks:
-        return Blocks(self.fd, self._size, self._open_notes if self._is_resumable else None)
+        opener = functools.partial(_open_notes, self.root, self._key)
+        return Blocks(self.fd, self._size, opener if _is_resumable(self._key) else None)
 
-    def _open_notes(self, create: bool) -> int:
-        try:
-            with open_private(self.root) as private:
-                return open_notes(self._key + _NOTES, private, create=create)
-        except TransferError as error:
-            # To do without notes is all that a disk may cost; this one is no worse.
-            raise OSError(errno.EPERM, str(error)) from error
+    def _open(self, directory: int) -> int:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        if _is_resumable(self._key):
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(self._key, flags, dir_fd=directory)
+            self._forget_others(directory)
+        return os.open(self._key, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
 
-    def _forget_other_versions(self, directory: int) -> None:
-        who, dash, _ = self._key.partition("-")
-        if not dash:
-            return
+    def _forget_others(self, directory: int) -> None:
+        """Drop other versions of the file; and other files, if their sender has too many."""
+        who = self._key.partition("-")[0]
         for name in os.listdir(directory):
             # What was on its way out of the folder may be somebody's: `clean` looks at it.
-            mine = name in (self._key, self._key + _NOTES)
-            if name.startswith(f"{who}-") and name.endswith((_PART, _NOTES)) and not mine:
+            if name.startswith(f"{who}-") and name.endswith((_PART, _NOTES)):
                 _unlink(name, directory)
+        # So that the directory stays as short as it has to be to be listed at a new file.
+        room.keep_newest(directory, room.MAX_PARTS - 1, begins=who[:_PEER], ends=_PART)
+
+
+def _is_resumable(key: str) -> bool:
+    return "-" in key
+
+
+def _open_notes(root: Path, key: str, create: bool) -> int:
+    try:
+        with open_private(root) as private:
+            return open_notes(key + _NOTES, private, create=create)
+    except TransferError as error:
+        # To do without notes is all that a disk may cost; this one is no worse.
+        raise OSError(errno.EPERM, str(error)) from error
 
 
 def _swap_in_steps(
@@ -471,6 +527,24 @@ def clean(root: Path, now: float) -> list[str]:
             return []
 
 
+def expire(root: Path, now: float) -> None:
+    """Delete what nobody has gone on with for `room.MAX_AGE`; also while transfers run.
+
+    Args:
+      root: The folder.
+      now: Seconds since 1970.
+
+    Raises:
+      TransferError: The disk refuses.
+    """
+    with (
+        _explained("what is unfinished in the folder cannot be cleared up"),
+        contextlib.suppress(FileNotFoundError),
+        open_private(root, create=False) as private,
+    ):
+        room.expire(private, now)
+
+
 def _clean(private: int, folder: int, now: float) -> list[str]:
     found: list[str] = []
     for name in sorted(os.listdir(private)):
@@ -479,8 +553,9 @@ def _clean(private: int, folder: int, now: float) -> list[str]:
                 found.append(_keep_aside(name, private, _RECOVERED, folder))
         elif _ASIDE in name:
             found.append(_keep_aside(name, private, _RECOVERED, folder))
-        elif name.endswith((_PART, _BAD)) and _is_useless(name, private, now):
-            _unlink(name, private)
+        elif name.endswith((_PART, _BAD)):
+            room.trim(name, private)
+    room.expire(private, now)
     for name in os.listdir(private):
         if name.endswith(_NOTES) and _look(name.removesuffix(_NOTES), private) is None:
             _unlink(name, private)
@@ -501,58 +576,6 @@ def _finish_swap(swap: re.Match[str], private: int) -> bool:
         return False
     os.unlink(name, dir_fd=private)
     return True
-
-
-def _is_useless(name: str, private: int, now: float) -> bool:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, dir_fd=private)
-    except OSError:  # a link, or not ours: it is in nobody's way
-        return False
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return False
-        with contextlib.suppress(OSError):  # no locks here: then by its name and age
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        # Not its mtime, which is the sender's as soon as it is whole. A second link: it has
-        # its final name already.
-        nobodys = "-" not in name and not name.endswith(_BAD)
-        return nobodys or status.st_nlink > 1 or status.st_ctime < now - MAX_AGE
-    finally:
-        os.close(fd)
-
-
-def _reserve(fd: int, size: int, private: int) -> None:
-    try:
-        reserve(fd, size)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _forget_bad(private, 0):
-            raise
-        reserve(fd, size)
-
-
-def _forget_bad(private: int, keep: int) -> bool:
-    """Delete the oldest files in quarantine; returns whether there were any."""
-    found: list[tuple[int, str]] = []
-    for name in os.listdir(private):
-        if name.endswith(_BAD):
-            with contextlib.suppress(FileNotFoundError):
-                status = os.stat(name, dir_fd=private, follow_symlinks=False)
-                found.append((status.st_ctime_ns, name))
-    found.sort(reverse=True)
-    for _, name in found[keep:]:
-        _unlink(name, private)
-    return len(found) > keep
-
-
-def _mark_used(fd: int) -> None:
-    """Keep `clean`, maybe another process's, away for as long as this is open."""
-    with contextlib.suppress(OSError):  # taken exclusively, or a file system without locks
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _unlink(name: str, directory: int) -> None:
@@ -612,12 +635,15 @@ def _conflict_name(name: str, who: str, directory: int) -> str:
     if not stem or len(os.fsencode(extension)) > _MAX_EXTENSION:
         stem, dot, extension = name, "", ""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    # RFC 7622 allows much in a local part that a portable name must not hold; and what is in
+    # anybody's folder may be carried to where names are compared as loosely as here.
+    who = _cut(without_special(who), _MAX_WHO)
+    taken = {fold(each) for each in os.listdir(directory)}
     for number in range(1, _MAX_CONFLICTS):
         count = f"-{number}" if number > 1 else ""
-        mark = f".conflict-{_cut(who, _MAX_WHO)}-{stamp}{count}"
-        tail = mark + dot + extension
+        tail = f".conflict-{who}-{stamp}{count}{dot}{extension}"
         short = _cut(stem, MAX_COMPONENT - len(os.fsencode(tail)))
-        if _look(short + tail, directory) is None:
+        if fold(short + tail) not in taken:
             return short + tail
     raise TransferError(f"there are {_MAX_CONFLICTS} conflicts of {name} already")
 

@@ -45,12 +45,14 @@ _DEVICE = re.compile(
 _LEADING = re.compile(r"\A[\s.]+")
 
 
-def split(path: str, *, portable: bool = False) -> tuple[str, ...]:
+def split(path: str, *, portable: bool = False, hidden: bool = True) -> tuple[str, ...]:
     """Take a relative path apart.
 
     Args:
       path: With ``/`` between the components.
       portable: Refuse also what another system could not hold.
+      hidden: Take names that begin with a dot, too. In a home directory they are what programs
+        obey: ``.bashrc``, ``.ssh/authorized_keys``, ``.git/hooks``.
 
     Returns:
       The components as they are, at least one.
@@ -71,6 +73,11 @@ def split(path: str, *, portable: bool = False) -> tuple[str, ...]:
             raise DeclinedError(
                 f"the name {component[:80]!r} {reason}", hint="rename the file; it is sent then"
             )
+        if component.startswith(".") and not hidden:
+            raise DeclinedError(
+                f"the name {component[:80]!r} begins with a dot, and hidden files are not "
+                "accepted here; rename it, or ask for accept_hidden = true at this folder"
+            )
     if components[0] == PRIVATE or (portable and fold(components[0]) == PRIVATE):
         raise DeclinedError(f"{PRIVATE} is syncd's own directory")
     return components
@@ -83,6 +90,11 @@ def fold(name: str) -> str:
     """
     folded = unicodedata.normalize("NFD", name).casefold()
     return unicodedata.normalize("NFD", folded)
+
+
+def without_special(text: str) -> str:
+    """Replace what no portable name may hold; for a part of a name of ours."""
+    return _SPECIAL.sub("_", text)
 
 
 def last_component(name: str) -> str:

@@ -1,13 +1,15 @@
 """The paths of the configuration: where they start, whether they overlap, what is there.
 
 What lies in two folders would be sent twice, or sent back to where it came from: so folders,
-the inbox and syncd's own state never share a file.
+the inbox and syncd's own state never share a file. Nor does what the configuration names for
+syncd's own use lie where it would be sent to others, or where others could put theirs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shlex
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +105,98 @@ def check_overlaps(
                 "set dir in [state] to a place outside",
             )
         seen.append((name, real))
+
+
+def check_secrets(
+    report: Report,
+    folders: Sequence[Mapping[str, Any]],
+    account: Mapping[str, Any],
+    file: Path,
+    socket: Path | None,
+) -> list[str]:
+    """Report what is syncd's own, or secret, and lies where it is sent, or can be replaced.
+
+    A peer may replace what it sent itself, and in a folder that also sends, what it got from
+    us. Who can write the configuration can have syncd run commands (password_command); who can
+    write ca_file chooses whom it trusts.
+
+    Args:
+      report: Takes what is wrong.
+      folders: Values of the tables ``[[folder]]``.
+      account: Values of the table ``[account]``.
+      file: The configuration.
+      socket: The control socket, if it is known where.
+
+    Returns:
+      Warnings: what is public, and may have been put there on purpose.
+    """
+    warnings: list[str] = []
+    # What it is, where it stands in the configuration, where it lies, whether it is secret.
+    named: list[tuple[str, Place | None, Path | None, bool]] = [
+        ("the password", ("account", "password_file"), account.get("password_file"), True),
+        ("ca_file", ("account", "ca_file"), account.get("ca_file"), False),
+        ("this configuration", None, file.absolute(), bool(account.get("password"))),
+        ("the control socket", ("control", "socket"), socket and socket.parent, True),
+    ]
+    for index, folder in enumerate(folders):
+        if (path := folder.get("path")) is None:
+            continue
+        real = Path(os.path.realpath(path))
+        takes = bool(folder.get("accept_from"))
+        # The first is as bad, and easier to see.
+        where = "which is sent to others"
+        if not folder.get("send_to"):
+            where = "where others could put theirs"
+        for what, place, lies, secret in named:
+            if lies is None or not Path(os.path.realpath(lies)).is_relative_to(real):
+                continue
+            place = place or ("folder", index, "path")
+            sentence = f"{what}, {lies}, lies inside folder {index + 1}, {path}, {where}"
+            if secret or takes:
+                report.problem(place, f"{sentence}; move it out of there")
+            else:
+                warnings.append(f"{report.at(place)}: {sentence}; better move it out of there")
+    return warnings
+
+
+def decide_hidden(
+    report: Report, folders: Sequence[dict[str, Any]], environ: Mapping[str, str]
+) -> list[str]:
+    """Decide for each folder without ``accept_hidden`` whether it takes hidden files.
+
+    They do no harm in a folder of one's own (``.gitignore``), but in a home directory they are
+    what programs obey: ``.bashrc``, ``.ssh/authorized_keys``.
+
+    Args:
+      report: Holds the file.
+      folders: Values of the tables ``[[folder]]``, which get the missing ones.
+      environ: Has HOME.
+
+    Returns:
+      Warnings about folders whose user may expect something else.
+    """
+    warnings = []
+    for index, folder in enumerate(folders):
+        if folder.get("accept_hidden") is not None:
+            continue
+        path = folder.get("path")
+        folder["accept_hidden"] = path is None or not _is_home(path, environ)
+        if not folder["accept_hidden"] and folder.get("accept_from"):
+            warnings.append(
+                f"{report.at(('folder', index, 'path'))}: {path} is a home directory, or holds "
+                "one, so names that begin with a dot are refused from others there; "
+                "set accept_hidden to true to take them, or to false to leave it at that"
+            )
+    return warnings
+
+
+def _is_home(folder: Path, environ: Mapping[str, str]) -> bool:
+    """Whether a folder is, or contains, the home of our user or of its owner."""
+    homes = [home_directory(environ)]
+    with contextlib.suppress(OSError, KeyError):  # nothing there yet, or nobody's
+        homes.append(Path(pwd.getpwuid(folder.stat().st_uid).pw_dir))
+    real = os.path.realpath(folder)
+    return any(home and Path(os.path.realpath(home)).is_relative_to(real) for home in homes)
 
 
 def check_paths(

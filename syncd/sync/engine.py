@@ -280,6 +280,8 @@ class Engine:
         arrivals = await self._journal.arrivals(folder, path)
         if len(arrivals) < 2:
             return arrivals[0] if arrivals else None
+        if folder not in self._folders:
+            return arrivals[0]  # of the inbox, which nobody watches
         found = await self._folders[folder].identify(path)
         return next((known for known in arrivals if known.version == found), arrivals[0])
 
@@ -373,6 +375,7 @@ class Engine:
     async def _run_one(self, delivery: Delivery) -> None:
         version = delivery.version
         try:
+            self._check_rests(delivery)
             sent = await self._send(delivery)
             self._reached.pop(delivery.id, None)
             await self._persist(
@@ -398,6 +401,17 @@ class Engine:
         finally:
             del self._running[delivery.slot]
             self._wake.set()
+
+    def _check_rests(self, delivery: Delivery) -> None:
+        """See that nobody is known to be at work on a file any more, if somebody was.
+
+        Else what is sent may be half of a change that cannot be seen afterwards: some programs
+        put size and mtime back.
+        """
+        version = delivery.version
+        folder = self._folders.get(version.folder)
+        if delivery.attempts and folder is not None and not folder.rests(version.path):
+            raise ChangedError("the file is being changed")
 
     def _got_further(self, delivery: Delivery, error: SyncdError) -> bool:
         """Whether a delivery has only been cut, and is worth going on with at once."""

@@ -4,6 +4,9 @@ Events are hints, never the truth: they are lost when the kernel's queue overflo
 twice, they lack a close. An event only says where to look; the truth is what `lstat` shows, a
 scan of the whole folder at the start, after an overflow, now and then, and on request, and
 what the journal knows.
+
+More than 400 lines: what watchdog's threads tell, and what is made of it, are two halves of
+one machine.
 """
 
 from __future__ import annotations
@@ -139,6 +142,8 @@ class Folder:
         self._settling = Settling(quiet)
         self._quiet = quiet
         self._hints: deque[tuple[str, bool]] = deque()  # path, came by rename
+        self._unseen: dict[str, None] = {}  # could not be looked at, in order
+        self._unseen_until = math.inf  # when that is tried again
         self._trees: dict[str, None] = {}  # directories that came or went, in order
         self._in_hand = 0  # files and trees that are being looked at, and told
         self._overflowed = False
@@ -154,7 +159,7 @@ class Folder:
     def settling(self) -> int:
         """How many files have changed and do not rest yet, or were not looked at yet."""
         # A sum without gaps: what leaves one of these is in the next, or was told.
-        waiting = len(self._hints) + len(self._trees) + self._overflowed
+        waiting = len(self._hints) + len(self._trees) + len(self._unseen) + self._overflowed
         return len(self._settling) + waiting + self._in_hand
 
     async def run(self) -> None:
@@ -198,9 +203,13 @@ class Folder:
 
     async def identify(self, path: str) -> FileVersion | None:
         """Say which version lies at a path now; None if no regular file does."""
-        looks = await self._in_thread(look_at, self.root, {path: False})
+        looks = await self._in_thread(look_at, self.root, {path: False}, [])
         look, _ = looks.get(path, (None, False))
         return None if look is None else self._version(path, look)
+
+    def rests(self, path: str) -> bool:
+        """Whether nothing is known to be at work on a file."""
+        return path not in self._settling
 
     def look_again(self, path: str) -> None:
         """Look at a file as if it had changed."""
@@ -227,11 +236,17 @@ class Folder:
             if self._trees:
                 await self._look_through(next(iter(self._trees)))
             elif not self._hints:
-                with trio.move_on_at(min(check_at, self._scan_at, self._settling.next_look())):
+                looks_at = min(self._settling.next_look(), self._unseen_until)
+                with trio.move_on_at(min(check_at, self._scan_at, looks_at)):
                     await self._wake.wait()
                 self._wake = trio.Event()
 
     async def _look_at_changes(self) -> None:
+        if self._unseen_until <= trio.current_time():
+            self._unseen_until = math.inf
+            again, self._unseen = self._unseen, {}
+            for path in again:
+                self._hint(path, renamed=False)
         await self._look_at_hints()
         due = self._settling.due(trio.current_time())
         for start in range(0, len(due), BATCH):
@@ -248,8 +263,14 @@ class Folder:
     async def _look(self, paths: dict[str, bool]) -> None:
         """Look at files; tell those that are whole."""
         with self._holding(sum(path not in self._settling for path in paths)):
-            looks = await self._in_thread(look_at, self.root, paths)
+            unseen: list[str] = []
+            looks = await self._in_thread(look_at, self.root, paths, unseen)
         now = trio.current_time()
+        for path in paths.keys() - looks.keys():
+            # What was seen of it before means nothing any more.
+            self._settling.looked(path, None, now)
+        if unseen:
+            self._postpone(unseen)
         whole, gone = [], []
         for path, (look, complete) in looks.items():
             if self._settling.looked(path, look, now, complete=complete):
@@ -263,6 +284,16 @@ class Folder:
                 await self._vanished(gone)
             if whole:
                 await self._settled(whole)
+
+    def _postpone(self, unseen: list[str]) -> None:
+        """Come back to files of which it cannot be told now whether they are there."""
+        log.warning("folder %s: %d files cannot be looked at now", self.id, len(unseen))
+        self._unseen_until = min(self._unseen_until, trio.current_time() + RETRY)
+        for path in unseen:
+            if len(self._unseen) >= MAX_HINTS:
+                self._overflow()
+                break
+            self._unseen[path] = None
 
     @contextlib.contextmanager
     def _holding(self, count: int) -> Iterator[None]:

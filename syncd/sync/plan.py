@@ -29,6 +29,11 @@ RETRY_LAST = 900.0  # seconds
 class FileVersion:
     """One version of one file.
 
+    The ctime is no part of it: a ``chmod -R``, a hard link, a backup that puts the atime back
+    would each send everything again. So a change that keeps the size and puts the mtime back
+    makes no new version once the file was delivered, as with rsync's quick check. While a file
+    settles, and while it is sent, the ctime does count: what is delivered is never torn.
+
     Attributes:
       folder: Id of its folder.
       path: Below the folder, ``/`` between the components, as on disk.

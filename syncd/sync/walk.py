@@ -37,6 +37,10 @@ _IGNORED = re.compile("|".join(map(translate, IGNORED)))
 BATCH = 1_000  # files
 # What the journal and an offer can tell; other times are those of a broken clock.
 MIN_TIME, MAX_TIME = -(2**63), 2**63 - 1  # nanoseconds since 1970
+# What a look at a file says when the file is not there.
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+# What a later look says again, until somebody acts; the next scan will do for that.
+_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EXDEV, errno.ELOOP, errno.ENAMETOOLONG})
 # Texts about what cannot be read; one broken tree must not fill the status.
 MAX_PROBLEMS = 20  # texts
 
@@ -125,15 +129,20 @@ def _note(skipped: list[tuple[str, str]], path: str, reason: str) -> None:
         skipped.append((path, reason))
 
 
-def look_at(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, bool]]:
+def look_at(
+    root: Path, paths: dict[str, bool], unseen: list[str]
+) -> dict[str, tuple[Look | None, bool]]:
     """Look at files.
 
     Args:
       root: The folder.
       paths: Of the files, below it; with each whether it came by rename.
+      unseen: Gets those that are worth another look soon: the disk fails, or descriptors are
+        used up, which says nothing about whether they are there.
 
     Returns:
-      What is there (None: no file that could be sent), and whether it is known to be whole.
+      What is there (None: no file that could be sent), and whether it is known to be whole;
+      nothing for what cannot be told.
     """
     looks: dict[str, tuple[Look | None, bool]] = {}
     with _places(root) as place_of:
@@ -143,8 +152,14 @@ def look_at(root: Path, paths: dict[str, bool]) -> dict[str, tuple[Look | None, 
             try:
                 directory, name = place_of(path)
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            except (OSError, DeclinedError):
+            except DeclinedError:
                 looks[path] = (None, False)
+                continue
+            except OSError as error:
+                if error.errno in _GONE:
+                    looks[path] = (None, False)
+                elif error.errno not in _LASTING:
+                    unseen.append(path)
                 continue
             look = Look.of(status)
             if not stat.S_ISREG(status.st_mode) or not _is_dated(look):

@@ -284,8 +284,28 @@ def test_twin_of_what_is_there_is_refused_in_words(root: Path, path: str) -> Non
     (root / "\u00e9").touch()
     (root / "dir" / "sub" / "x").mkdir(parents=True)
     (root / "dir" / "file").touch()
-    with pytest.raises(DeclinedError, match="is the same name on many systems"):
+    with pytest.raises(DeclinedError, match="is the same name on many systems") as caught:
         beneath.check_twins(root, path.split("/"))
+    # The sender is told of no other name than its own; we are.
+    twins = ("readme", "\u00e9", "dir", "file", "sub", "x")
+    told = [name for name in twins if repr(name) in str(caught.value)]
+    assert told == []
+    assert [name for name in twins if repr(name) in caught.value.hint] != []
+
+
+@pytest.mark.parametrize(
+    ("path", "count"), [("new", 1), ("dir/new", 1), ("dir/x/new", 2), ("x/y/z/new", 4)]
+)
+def test_what_has_to_be_made_for_a_file_is_counted(root: Path, path: str, count: int) -> None:
+    (root / "dir").mkdir()
+    assert beneath.count_new(root, path.split("/")) == count
+
+
+def test_where_nothing_can_be_made_nothing_is_counted(root: Path) -> None:
+    (root / "file").touch()
+    for path in ("file/new", "file/x/new"):
+        with pytest.raises(TransferError):
+            beneath.count_new(root, path.split("/"))
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import blake3
 import pytest
 
-from syncd.disk import beneath, blocks, partial
+from syncd.disk import beneath, blocks, partial, paths, room
 from syncd.disk.partial import (
     Action,
     Identity,
@@ -29,6 +30,7 @@ from tests.support.peers import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import tzinfo
     from pathlib import Path
 
 CONTENT = b"what was sent"
@@ -36,6 +38,7 @@ DIGEST = blake3.blake3(CONTENT).digest()
 SIZE = len(CONTENT)
 MTIME = 1_900_000_000_123_456_789
 KEY = key_of("alice@example.org", "photos", "a/file.txt", SIZE, MTIME)
+KEPT = [KEY, f"{KEY}.blocks"]  # what stays to go on from
 WHERE = ("a", "file.txt")
 PIECE = blake3.blake3(b"piece").digest(64 << 10)  # one block of a file of this size
 BIG = 1_000_000
@@ -63,6 +66,7 @@ def arrived(root: Path, content: bytes = CONTENT, key: str = KEY) -> Iterator[Pa
     file = PartialFile(root, key, len(content))
     try:
         os.pwrite(file.fd, content, 0)
+        file.blocks.update(memoryview(content))
         file.seal(MTIME)
         yield file
     finally:
@@ -109,13 +113,12 @@ def test_key_tells_apart_who_what_and_which_version() -> None:
 
 
 def test_new_partial_file_is_empty_private_and_has_its_room(root: Path) -> None:
-    file = PartialFile(root, KEY, 100_000)
-    status = os.fstat(file.fd)
-    file.close()
-    assert (file.offset, status.st_size, status.st_mode & 0o777) == (0, 0, 0o600)
-    assert status.st_blocks * 512 >= 100_000
-    assert (root / ".syncd").stat().st_mode & 0o077 == 0
-    assert private(root) == [KEY]
+    with closing(PartialFile(root, KEY, 100_000)) as file:
+        status = os.fstat(file.fd)
+        assert (file.offset, status.st_size, status.st_mode & 0o777) == (0, 0, 0o600)
+        assert status.st_blocks * 512 >= 100_000
+        assert (root / ".syncd").stat().st_mode & 0o077 == 0
+        assert private(root) == [KEY]
 
 
 def begun(root: Path, content: bytes, size: int = BIG, *, key: str = BIG_KEY) -> PartialFile:
@@ -169,11 +172,12 @@ def test_proof_that_is_stopped_cuts_nothing(root: Path) -> None:
 
 def test_file_that_nobody_resumes_is_gone_on_with_by_nobody(root: Path) -> None:
     """It has a random name, so what stands there is not ours."""
-    begun(root, PIECE * 3, key="0123.part").close()
-    assert private(root) == ["0123.part"]
-    with pytest.raises(TransferError):
-        PartialFile(root, "0123.part", BIG)
-    assert (root / ".syncd" / "0123.part").read_bytes() == PIECE * 3
+    with closing(begun(root, PIECE * 3, key="0123.part")):
+        assert private(root) == ["0123.part"]
+        with pytest.raises(TransferError):
+            PartialFile(root, "0123.part", BIG)
+        assert (root / ".syncd" / "0123.part").read_bytes() == PIECE * 3
+    assert private(root) == []
 
 
 def test_notes_go_with_their_file(root: Path) -> None:
@@ -186,7 +190,7 @@ def test_notes_go_with_their_file(root: Path) -> None:
     assert private(root) == []
     begun(root, PIECE * 3).close()
     PartialFile(root, key_of("alice@example.org", "f", "big", BIG, MTIME + 1), 5).close()
-    assert len(private(root)) == 1
+    assert private(root) == []
 
 
 def test_file_whose_notes_cannot_be_deleted_has_its_name_all_the_same(root: Path) -> None:
@@ -228,6 +232,111 @@ def test_restart_may_keep_a_beginning(root: Path) -> None:
         assert file.prove() == 7
 
 
+# What is kept, and what is not
+
+
+@pytest.mark.parametrize("key", [BIG_KEY, "0123.part"])
+def test_file_of_which_nothing_came_leaves_nothing(root: Path, key: str) -> None:
+    PartialFile(root, key, BIG).close()
+    assert private(root) == []
+
+
+def test_file_whose_bytes_nothing_proves_leaves_nothing(root: Path) -> None:
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        os.pwrite(file.fd, CONTENT, 0)
+    assert private(root) == []
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["here", "tmpfs"])
+def test_what_was_only_reserved_is_given_back(root: Path, small: bool) -> None:
+    with small_disk(root) if small else nullcontext():
+        begun(root, PIECE).close()
+        kept = root / ".syncd" / BIG_KEY
+        assert kept.read_bytes() == PIECE
+        assert kept.stat().st_blocks * 512 < BIG // 2
+        with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+            assert kept.stat().st_blocks * 512 >= BIG
+            assert file.prove() == len(PIECE)
+
+
+def test_offer_that_is_refused_in_the_end_loses_nothing(root: Path) -> None:
+    """Neither what was only claimed, nor what was being proved when it ended."""
+    begun(root, PIECE * 2).close()
+    PartialFile(root, BIG_KEY, BIG).close()
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        file.prove(lambda: True)
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.prove() == 2 * len(PIECE)
+
+
+def test_file_that_turns_out_to_be_damaged_throughout_leaves_nothing(root: Path) -> None:
+    begun(root, PIECE * 2).close()
+    (root / ".syncd" / BIG_KEY).write_bytes(bytes(2 * len(PIECE)))
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.prove() == 0
+    assert private(root) == []
+
+
+def test_file_is_received_once_at_a_time(root: Path) -> None:
+    """Who comes second cuts nothing off, and takes nothing away."""
+    with closing(begun(root, PIECE)) as first:
+        with pytest.raises(TransferError, match="being received already") as caught:
+            PartialFile(root, BIG_KEY, BIG)
+        assert caught.value.type == ErrorType.WAIT
+        assert os.fstat(first.fd).st_blocks * 512 >= BIG
+        os.pwrite(first.fd, PIECE, len(PIECE))
+        first.publish(Place(Action.NEW, WHERE))
+    assert files(root) == {"file.txt": PIECE * 2}
+
+
+def test_finished_file_keeps_its_time_when_it_is_closed(root: Path) -> None:
+    with arrived(root) as file:
+        sealed = Identity.of(os.fstat(file.fd))
+        file.publish(Place(Action.NEW, WHERE))
+    assert identity_of(root, WHERE) == sealed
+
+
+def test_what_replaced_the_folder_meanwhile_is_not_touched(root: Path) -> None:
+    with closing(PartialFile(root, KEY, SIZE)):
+        root.rename(root.with_name("moved"))
+        (root / ".syncd").mkdir(parents=True, mode=0o700)
+        (root / ".syncd" / KEY).write_bytes(b"another")
+    assert (root / ".syncd" / KEY).read_bytes() == b"another"
+
+
+def test_where_there_are_no_locks_nothing_is_taken_away(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It might be the next transfer's already."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    PartialFile(root, KEY, SIZE).close()
+    assert private(root) == [KEY]
+
+
+# Claims
+
+
+def test_claim_says_what_will_be_gone_on_from_and_makes_nothing(root: Path) -> None:
+    assert partial.claim(root, BIG_KEY, BIG) == 0
+    assert not (root / ".syncd").exists()
+    begun(root, PIECE * 3).close()
+    before = snapshot(root)
+    assert partial.claim(root, BIG_KEY, BIG) == 3 * len(PIECE)
+    assert partial.claim(root, BIG_KEY, len(PIECE)) == 0
+    assert partial.claim(root, "0123.part", BIG) == 0
+    assert snapshot(root) == before
+
+
+def test_claim_on_a_folder_that_is_not_ours_is_an_error_to_tell(root: Path) -> None:
+    (root / ".syncd").symlink_to(root.parent / "outside")
+    with pytest.raises(TransferError, match="is a link"):
+        partial.claim(root, BIG_KEY, BIG)
+
+
 # Quarantine
 
 
@@ -239,14 +348,14 @@ def test_damaged_file_is_put_aside_and_the_next_one_starts_anew(root: Path) -> N
     assert private(root) == [where.removeprefix(".syncd/")]
     with closing(PartialFile(root, BIG_KEY, BIG)) as file:
         assert file.prove() == 0
-    assert len(private(root)) == 2
+        assert len(private(root)) == 2
 
 
 def test_quarantine_keeps_the_newest(root: Path) -> None:
-    for number in range(partial.MAX_BAD + 3):
+    for number in range(room.MAX_BAD + 3):
         with closing(begun(root, b"bad", 3, key=f"{number:04}.part")) as file:
             file.quarantine()
-    assert private(root) == [f"{number:04}.bad" for number in range(3, partial.MAX_BAD + 3)]
+    assert private(root) == [f"{number:04}.bad" for number in range(3, room.MAX_BAD + 3)]
 
 
 def test_quarantine_that_is_gone_is_told(root: Path) -> None:
@@ -263,15 +372,17 @@ def test_other_versions_of_the_same_file_are_forgotten(root: Path) -> None:
     """And nothing else: neither other files, nor those that nobody resumes."""
     older = key_of("alice@example.org", "photos", "a/file.txt", 99, 1)
     other = key_of("alice@example.org", "photos", "a/other.txt", 99, 1)
-    for key in (older, other, "0123.part", KEY):
-        PartialFile(root, key, 99).close()
-    assert private(root) == sorted([other, "0123.part", KEY])
+    with closing(begun(root, CONTENT, key="0123.part")):
+        for key in (older, other):
+            begun(root, CONTENT, 99, key=key).close()
+        with closing(PartialFile(root, KEY, SIZE)):
+            assert private(root) == sorted([other, f"{other}.blocks", "0123.part", KEY])
 
 
 def test_partial_file_of_a_plain_client_leaves_the_others_alone(root: Path) -> None:
-    PartialFile(root, KEY, SIZE).close()
-    PartialFile(root, "4567.part", SIZE).close()
-    assert private(root) == sorted([KEY, "4567.part"])
+    begun(root, CONTENT, SIZE, key=KEY).close()
+    with closing(PartialFile(root, "4567.part", SIZE)):
+        assert private(root) == sorted([*KEPT, "4567.part"])
 
 
 def test_closing_twice_closes_once(root: Path) -> None:
@@ -287,9 +398,9 @@ def test_discarding_deletes_once(root: Path) -> None:
     file = PartialFile(root, KEY, SIZE)
     file.discard()
     file.close()
-    PartialFile(root, KEY, SIZE).close()  # the next one's
+    begun(root, CONTENT, SIZE, key=KEY).close()  # the next one's
     file.discard()
-    assert private(root) == [KEY]
+    assert private(root) == KEPT
 
 
 def test_discarding_what_somebody_else_deleted_is_no_failure(root: Path) -> None:
@@ -336,7 +447,6 @@ def test_linked_private_directory_is_not_followed(root: Path) -> None:
 
 def test_linked_partial_file_is_not_followed(root: Path) -> None:
     PartialFile(root, KEY, SIZE).close()
-    (root / ".syncd" / KEY).unlink()
     (root / ".syncd" / KEY).symlink_to(root.parent / "outside" / "canary")
     before = snapshot(root.parent)
     with pytest.raises(TransferError):
@@ -349,7 +459,6 @@ def test_only_a_plain_file_is_gone_on_from(root: Path, kind: str) -> None:
     """A second name of the canary would be written to, and lose its mode."""
     PartialFile(root, KEY, SIZE).close()
     place = root / ".syncd" / KEY
-    place.unlink()
     match kind:
         case "hard link":
             place.hardlink_to(root.parent / "outside" / "canary")
@@ -375,7 +484,7 @@ def test_linked_directories_are_never_written_through(
         with pytest.raises(TransferError):
             file.publish(Place(Action.NEW, where))
     assert snapshot(root.parent / "outside") == before
-    assert private(root) == [KEY]
+    assert private(root) == KEPT
 
 
 def test_linked_final_name_is_kept_and_never_followed(root: Path) -> None:
@@ -399,7 +508,7 @@ def test_parent_that_becomes_a_link_after_the_choice_is_not_followed(root: Path)
         with pytest.raises(TransferError):
             file.publish(place)
     assert snapshot(root.parent / "outside") == before
-    assert private(root) == [KEY]
+    assert private(root) == KEPT
 
 
 def test_directory_at_the_final_name_is_a_conflict(root: Path) -> None:
@@ -713,7 +822,7 @@ def test_file_system_that_can_neither_exchange_nor_link_loses_nothing(
         with pytest.raises(TransferError, match="no links here"):
             file.publish(place)
     assert files(root) == {"file.txt": b"ours"}
-    assert private(root) == [KEY]
+    assert private(root) == KEPT
 
 
 def test_exchange_that_fails_leaves_both_as_they_were(
@@ -730,7 +839,7 @@ def test_exchange_that_fails_leaves_both_as_they_were(
         with pytest.raises(TransferError, match="Input/output error"):
             file.publish(place)
     assert files(root) == {"file.txt": b"ours"}
-    assert private(root) == [KEY]
+    assert private(root) == KEPT
 
 
 # After a crash
@@ -741,6 +850,12 @@ MONTH = 30 * 24 * 3600
 
 class Killed(BaseException):
     """Nothing runs after this, as after kill -9."""
+
+
+def killed(file: PartialFile) -> None:
+    """Let go of a partial file as kill -9 does: nothing is given back."""
+    os.close(file.fd)
+    file.blocks.forget()
 
 
 def killed_while_replacing(
@@ -831,21 +946,21 @@ def test_version_that_was_moved_out_of_the_way_is_found(
                 file.publish(place)
     [found] = clean(root, NOW)
     assert (root / found).read_bytes() == b"ours"
-    assert private(root) == [KEY]
+    assert private(root) == KEPT
 
 
 def test_swap_whose_file_was_begun_anew_meanwhile_gives_way(root: Path) -> None:
-    PartialFile(root, KEY, SIZE).close()
+    begun(root, CONTENT, SIZE, key=KEY).close()
     inner = root / ".syncd" / f"{KEY}.swap.0.1.2.3"
     inner.write_bytes(CONTENT)
     inner.rename(inner.with_name(f"{KEY}.swap.{inner.stat().st_ino}.1.2.3"))
     assert clean(root, NOW) == []
-    assert private(root) == [KEY]
+    assert private(root) == KEPT
 
 
 def test_start_clears_up_what_nobody_resumes(root: Path) -> None:
     for key in ("0123.part", KEY):
-        begun(root, PIECE, key=key).close()
+        killed(begun(root, PIECE * 3, key=key))
     (root / ".syncd" / "stray.part.blocks").write_bytes(b"notes")
     (root / ".syncd" / "note from the user").write_bytes(b"!")
     assert clean(root, NOW) == []
@@ -954,6 +1069,36 @@ def test_conflict_keeps_beginning_and_extension_and_fits(
     assert ((root / name).read_bytes(), (root / conflict).read_bytes()) == (b"ours", CONTENT)
 
 
+@pytest.mark.parametrize("who", ["a|b", "a*?", "a\\b", 'a"<>:'])
+def test_name_of_a_conflict_is_one_that_every_system_can_hold(root: Path, who: str) -> None:
+    """RFC 7622 allows much before the @."""
+    existing(root)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, None, DIGEST, who)
+    assert place.action == Action.CONFLICT
+    assert paths.split("/".join(place.components), portable=True) == place.components
+    assert place.components[1].startswith("file.conflict-a_")
+
+
+def test_name_of_a_conflict_can_be_told_from_all_others_everywhere(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "datetime", Noon)
+    (root / "File.txt").write_bytes(b"ours")
+    (root / "fILE.Conflict-alice-20300101-120000.TXT").touch()
+    with arrived(root) as file:
+        place = file.choose_place(("File.txt",), None, DIGEST, "alice")
+    assert place.components == ("File.conflict-alice-20300101-120000-2.txt",)
+
+
+class Noon(datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Noon:
+        return cls(2030, 1, 1, 12, tzinfo=tz)
+
+
 def test_conflict_fits_even_with_the_longest_of_senders(root: Path) -> None:
     """A local part may have 1,023 bytes."""
     name = "x" * 200 + ".txt"
@@ -1016,18 +1161,20 @@ def test_full_disk_is_found_before_the_transfer_and_leaves_nothing(full: Path) -
 
 
 def test_full_disk_keeps_what_had_arrived_before(full: Path) -> None:
-    first = PartialFile(full, KEY, 900_000)
-    os.pwrite(first.fd, CONTENT, 0)
-    first.close()
-    (full / ".syncd" / KEY).rename(full / ".syncd" / "kept.part")
-    with pytest.raises(TransferError):
-        PartialFile(full, "kept.part", 2 << 20)
-    assert (full / ".syncd" / "kept.part").read_bytes() == CONTENT
+    begun(full, CONTENT, 900_000, key=KEY).close()
+    with (full / "other").open("wb") as other:
+        other.write(bytes(900_000))
+    with pytest.raises(TransferError, match="too little room"):
+        PartialFile(full, KEY, 900_000)
+    assert private(full) == KEPT
+    (full / "other").unlink()
+    with closing(PartialFile(full, KEY, 900_000)) as file:
+        assert file.prove() == SIZE
 
 
 def test_room_that_is_needed_is_taken_from_the_quarantine(full: Path) -> None:
     with closing(PartialFile(full, "0123.part", 700_000)) as file:
         os.pwrite(file.fd, bytes(700_000), 0)
         file.quarantine()
-    PartialFile(full, KEY, 700_000).close()
-    assert private(full) == [KEY]
+    with closing(PartialFile(full, KEY, 700_000)):
+        assert private(full) == [KEY]

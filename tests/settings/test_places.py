@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,134 @@ def test_what_cannot_be_replaced_is_refused(
     with pytest.raises(UnfitError) as caught:
         places.resolver(Path("/etc/syncd"), environ)(Path(path))
     assert caught.value.args == (sentence,)
+
+
+# --- What is syncd's own
+
+
+def secrets(
+    tmp_path: Path,
+    *shares: str,
+    account: dict[str, object] | None = None,
+    file: str = "c.toml",
+    socket: str = "",
+) -> tuple[list[str], list[str]]:
+    """What is refused, and what is warned of, in a folder ``shared``."""
+    report = Report(where="c.toml", text="")
+    (tmp_path / "shared").mkdir(exist_ok=True)
+    folder = {
+        "path": tmp_path / "shared",
+        "send_to": ("bob",) if "send_to" in shares else (),
+        "accept_from": ("bob",) if "accept_from" in shares else (),
+    }
+    warnings = places.check_secrets(
+        report,
+        [{}, folder],
+        account or {},
+        tmp_path / file,
+        tmp_path / socket if socket else None,
+    )
+    try:
+        report.raise_if_any()
+    except ConfigError as error:
+        return str(error).split("\n"), warnings
+    return [], warnings
+
+
+SHARES = [("send_to",), ("accept_from",), ("send_to", "accept_from")]
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_what_lies_outside_is_nobodys_but_ours(tmp_path: Path, shares: tuple[str, ...]) -> None:
+    account: dict[str, object] = {
+        "password_file": tmp_path / "shared-not",
+        "ca_file": Path("/etc/ca.pem"),
+    }
+    assert secrets(tmp_path, *shares, account=account, socket="run/c.sock") == ([], [])
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_a_password_is_never_shared(tmp_path: Path, shares: tuple[str, ...]) -> None:
+    """Also by a folder that a link leads to, and in the configuration itself."""
+    (tmp_path / "link").symlink_to("shared")
+    [refused], warnings = secrets(
+        tmp_path, *shares, account={"password_file": tmp_path / "link" / "x" / "password"}
+    )
+    does = "which is sent to others" if "send_to" in shares else "where others could put theirs"
+    assert refused == (
+        f"c.toml: [account] password_file: the password, {tmp_path}/link/x/password, lies "
+        f"inside folder 2, {tmp_path}/shared, {does}; move it out of there"
+    )
+    assert warnings == []
+    [refused], _ = secrets(
+        tmp_path, *shares, account={"password": "secret"}, file="shared/c.toml"
+    )
+    assert refused.startswith("c.toml: [folder 2] path: this configuration, ")
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_the_control_socket_is_never_shared(tmp_path: Path, shares: tuple[str, ...]) -> None:
+    [refused], _ = secrets(tmp_path, *shares, socket="shared/run/c.sock")
+    assert refused.startswith("c.toml: [control] socket: the control socket, ")
+
+
+def test_what_is_public_may_be_sent_but_not_be_replaced(tmp_path: Path) -> None:
+    """By whom it names commands to, and by whom it is to trust."""
+
+    def public(*shares: str) -> tuple[list[str], list[str]]:
+        account: dict[str, object] = {"ca_file": tmp_path / "shared" / "ca"}
+        return secrets(tmp_path, *shares, account=account, file="shared/c.toml")
+
+    refused, warnings = public("send_to")
+    assert refused == []
+    assert [warning.split(",")[0] for warning in warnings] == [
+        "c.toml: [account] ca_file: ca_file",
+        "c.toml: [folder 2] path: this configuration",
+    ]
+    assert all(warning.endswith("; better move it out of there") for warning in warnings)
+    for shares in SHARES[1:]:
+        refused, warnings = public(*shares)
+        assert (len(refused), warnings) == (2, [])
+
+
+# --- Hidden files
+
+
+def hidden(folder: dict[str, object], home: Path | str = "/nowhere") -> tuple[object, int]:
+    """What is decided for a folder, and how many warnings there are."""
+    report = Report(where="c.toml", text="")
+    warnings = places.decide_hidden(report, [folder], {"HOME": str(home)})
+    return folder["accept_hidden"], len(warnings)
+
+
+def test_hidden_files_are_taken_but_not_into_a_home(tmp_path: Path) -> None:
+    home = tmp_path / "home" / "alice"
+    (home / "photos").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("home")
+    taking: dict[str, object] = {"accept_from": ("bob",)}
+    assert hidden({"path": home / "photos", **taking}, home) == (True, 0)
+    for path in (home, home.parent, tmp_path / "link" / "alice", Path("/")):
+        assert hidden({"path": path, **taking}, home) == (False, 1)
+        # Who takes nothing expects nothing.
+        assert hidden({"path": path, "accept_from": ()}, home) == (False, 0)
+    assert hidden({"path": tmp_path / "missing", **taking}, home) == (True, 0)
+    assert hidden(dict(taking), home) == (True, 0)
+
+
+@pytest.mark.parametrize("decision", [True, False])
+def test_who_decides_about_hidden_files_is_not_asked(tmp_path: Path, decision: bool) -> None:
+    folder: dict[str, object] = {
+        "path": tmp_path, "accept_from": ("bob",), "accept_hidden": decision,
+    }  # fmt: skip
+    assert hidden(folder, tmp_path) == (decision, 0)
+
+
+def test_the_home_of_somebody_else_is_one_too() -> None:
+    """A service has another home than whose folder it is."""
+    owner = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    if not owner.is_dir() or owner.stat().st_uid != os.getuid():
+        pytest.skip("NO HOME: whoever runs this has none")
+    assert hidden({"path": owner, "accept_from": ("bob",)}) == (False, 1)
 
 
 # --- What must not overlap

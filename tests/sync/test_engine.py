@@ -459,6 +459,24 @@ async def test_a_file_that_is_said_to_have_changed_is_tried_again_soon(tmp_path:
         assert statistics.failures == ()
 
 
+async def test_a_file_that_changed_is_not_tried_again_before_it_rests(tmp_path: Path) -> None:
+    """What is read of it before may be half of a change whose program puts the mtime back."""
+    async with working(tmp_path, ChangedError("it changed"), settle=NEVER) as world:
+        world.drop("a")
+        await world.until(lambda now: peer(now).error == "it changed")
+        await world.until(lambda now: now.folders["photos"].settling == 1)
+        world.engine._clock = lambda: NOW + AFTER_CHANGE
+        world.engine._wake.set()
+        statistics = await world.until(lambda now: peer(now).error != "it changed")
+        assert peer(statistics) == PeerCount(
+            pending=1,
+            pending_bytes=1,
+            next_try=NOW + 2 * AFTER_CHANGE,
+            error="the file is being changed",
+        )
+        assert world.begun == [(BOB, "a")]
+
+
 async def test_a_bug_parks_its_delivery_and_the_engine_lives(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -35,6 +35,7 @@ from watchdog.observers.inotify_c import (
 )
 
 from syncd.sync import folder as folder_module
+from syncd.sync import walk
 from syncd.sync.folder import AFTER_OVERFLOW, RESCAN, RETRY, Folder
 from syncd.sync.walk import BATCH, count_files
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from watchdog.observers.inotify_c import Mask, Watch
 
     from syncd.sync.plan import FileVersion
+    from syncd.sync.settle import Look
 
 HOUR = 3600.0  # seconds
 
@@ -301,6 +303,78 @@ async def test_a_file_that_is_asked_for_is_looked_at_again(
         mock_clock.jump(10)
         await watched.until(lambda: watched.paths == ["a", "a"])
         assert watched.told[0] == watched.told[1]
+
+
+@pytest.mark.parametrize("settling", [False, True])
+async def test_a_file_that_cannot_be_looked_at_is_neither_gone_nor_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settling: bool
+) -> None:
+    """Descriptors are used up, or the disk fails; until that is over it counts as settling."""
+    monkeypatch.setattr(folder_module, "RETRY", 0.01)
+    fails = True
+
+    def look_at(
+        root: Path, paths: dict[str, bool], unseen: list[str]
+    ) -> dict[str, tuple[Look | None, bool]]:
+        looks = walk.look_at(root, paths, unseen)
+        if "a" in looks and fails:
+            del looks["a"]
+            unseen.append("a")
+        return looks
+
+    async with watching(tmp_path) as watched:
+        if settling:
+            (watched.root / "a").write_bytes(b"x")
+            await watched.barrier()
+        monkeypatch.setattr(folder_module, "look_at", look_at)
+        if settling:
+            watched.folder.look_again("a")
+        else:
+            watched.move_in("a")
+        await poll(lambda: "a" in watched.folder._unseen)
+        await watched.barrier()
+        assert (watched.gone, watched.paths) == ([], [])
+        assert watched.folder.settling >= 1
+        fails = False
+        # Whether it was renamed is forgotten: it rests like any other.
+        await poll(lambda: not watched.folder.rests("a"))
+        await poll(lambda: watched.folder.settling == 1)
+        assert (watched.gone, watched.paths) == ([], [])
+
+
+async def test_a_file_that_may_not_be_looked_at_is_left_to_the_next_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody keeps looking at it, and nobody takes it for gone."""
+    async with watching(tmp_path) as watched:
+        (watched.root / "a").write_bytes(b"x")
+        await watched.barrier()
+        assert watched.folder.settling == 1
+        monkeypatch.setattr(folder_module, "look_at", lambda *_: {})
+        watched.folder.look_again("a")
+        await poll(lambda: watched.folder.settling == 0)
+        assert (watched.gone, watched.paths) == ([], [])
+
+
+async def test_more_files_that_cannot_be_looked_at_than_can_be_remembered_lead_to_a_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "MAX_HINTS", 3)
+    monkeypatch.setattr(folder_module, "RETRY", HOUR)
+
+    def look_at(
+        _: Path, paths: dict[str, bool], unseen: list[str]
+    ) -> dict[str, tuple[Look | None, bool]]:
+        unseen.extend(paths)
+        return {}
+
+    async with watching(tmp_path) as watched:
+        monkeypatch.setattr(folder_module, "look_at", look_at)
+        for name in "abcde":
+            watched.folder.look_again(name)
+            await poll(lambda: not watched.folder._hints)
+        await poll(lambda: watched.folder._overflowed or watched.folder._scan_at < HOUR)
+        assert sorted(watched.folder._unseen) == ["a", "b", "c"]
 
 
 async def test_a_file_that_turns_into_a_directory_is_forgotten(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from syncd.disk.beneath import open_directory
 from syncd.errors import NotFoundError, SyncdError
+from syncd.sync import walk as walk_module
 from syncd.sync.settle import Look
 from syncd.sync.walk import (
     BATCH,
@@ -163,7 +166,7 @@ def test_a_time_before_all_that_can_be_told_is_noted(tmp_path: Path) -> None:
     skipped: list[tuple[str, str]] = []
     assert walked(tmp_path, skipped) == {}
     assert skipped == [("early", "its time is not between 1678 and 2262")]
-    assert look_at(tmp_path, {"early": False}) == {"early": (None, False)}
+    assert look_at(tmp_path, {"early": False}, []) == {"early": (None, False)}
 
 
 def test_a_walk_of_a_tree_tells_only_what_lies_below_it(tmp_path: Path) -> None:
@@ -219,19 +222,19 @@ def test_what_goes_away_during_a_walk_is_passed_by(tmp_path: Path) -> None:
 def test_a_renamed_file_is_complete_when_nobody_writes_to_it(tmp_path: Path) -> None:
     file = put(tmp_path / "a")
     look = Look.of(file.stat())
-    assert look_at(tmp_path, {"a": True}) == {"a": (look, True)}
-    assert look_at(tmp_path, {"a": False}) == {"a": (look, False)}
+    assert look_at(tmp_path, {"a": True}, []) == {"a": (look, True)}
+    assert look_at(tmp_path, {"a": False}, []) == {"a": (look, False)}
     with file.open("rb"):
-        assert look_at(tmp_path, {"a": True}) == {"a": (look, True)}
+        assert look_at(tmp_path, {"a": True}, []) == {"a": (look, True)}
     with file.open("ab"):
-        assert look_at(tmp_path, {"a": True}) == {"a": (look, False)}
-    assert look_at(tmp_path, {"a": True}) == {"a": (look, True)}
+        assert look_at(tmp_path, {"a": True}, []) == {"a": (look, False)}
+    assert look_at(tmp_path, {"a": True}, []) == {"a": (look, True)}
 
 
 def test_a_file_that_was_written_since_it_got_its_name_is_not_complete(tmp_path: Path) -> None:
     """A write sets both times alike."""
     (tmp_path / "a").write_bytes(b"x")
-    [(look, complete)] = look_at(tmp_path, {"a": True}).values()
+    [(look, complete)] = look_at(tmp_path, {"a": True}, []).values()
     assert look is not None
     assert look.ctime_ns == look.mtime_ns
     assert complete is False
@@ -242,7 +245,7 @@ def test_a_file_of_somebody_else_is_not_known_to_be_complete(shut: Path) -> None
     if os.geteuid() != 0:
         pytest.skip("only root can make a file of somebody else")
     with as_nobody():
-        [(look, complete)] = look_at(shut, {"open": True}).values()
+        [(look, complete)] = look_at(shut, {"open": True}, []).values()
     assert look is not None
     assert complete is False
 
@@ -252,16 +255,54 @@ def test_what_is_no_file_is_looked_at_as_nothing(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "directory" / "a")
     os.mkfifo(tmp_path / "fifo")
     os.utime(put(tmp_path / "far"), (FAR, FAR))
-    paths = ["directory", "link", "fifo", "nothing", "link/below", "x" * 300]
+    paths = ["directory", "link", "fifo", "nothing", "link/below"]
     if (tmp_path / "far").stat().st_mtime == FAR:
         paths.append("far")
-    looks = look_at(tmp_path, dict.fromkeys(paths, True))
+    looks = look_at(tmp_path, dict.fromkeys(paths, True), [])
     assert looks == dict.fromkeys(paths, (None, False))
+
+
+@pytest.mark.parametrize(
+    ("code", "later"),
+    [(errno.EMFILE, True), (errno.EIO, True), (errno.ESTALE, True), (errno.EXDEV, False)],
+    ids=errno.errorcode.get,
+)
+def test_a_disk_that_fails_says_nothing_about_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, later: bool
+) -> None:
+    """What is owed of it stays owed; only what passes by itself is worth another look soon."""
+    put(tmp_path / "a")
+    put(tmp_path / "below" / "b")
+
+    @contextlib.contextmanager
+    def broken(root: Path, steps: list[str]) -> Iterator[int]:
+        if steps:
+            raise OSError(code, os.strerror(code))
+        with open_directory(root, steps) as fd:
+            yield fd
+
+    monkeypatch.setattr(walk_module, "open_directory", broken)
+    unseen: list[str] = []
+    looks = look_at(tmp_path, {"a": False, "below/b": False, "gone": False}, unseen)
+    assert looks == {
+        "a": (Look.of((tmp_path / "a").stat()), False),
+        "gone": (None, False),
+    }
+    assert unseen == (["below/b"] if later else [])
+    assert missing(tmp_path, ["below/b"]) == []
+
+
+def test_what_may_not_be_read_is_not_gone(shut: Path) -> None:
+    """Until somebody gives us access, which the next scan finds."""
+    unseen: list[str] = []
+    with as_nobody():
+        assert look_at(shut, {"shut/file": False, "x" * 300: False}, unseen) == {}
+    assert unseen == []
 
 
 def test_a_name_that_cannot_be_sent_is_not_even_looked_at(tmp_path: Path) -> None:
     put(tmp_path / "caf\udce9")
-    assert look_at(tmp_path, {"caf\udce9": True}) == {}
+    assert look_at(tmp_path, {"caf\udce9": True}, []) == {}
 
 
 _WRITER_BETWEEN = """
@@ -280,7 +321,7 @@ def hook(fd, command, argument=0):
 
 walk.fcntl = types.SimpleNamespace(**{**vars(fcntl), "fcntl": hook})
 path = Path(sys.argv[1])
-[(look, complete)] = walk.look_at(path.parent, {path.name: True}).values()
+[(look, complete)] = walk.look_at(path.parent, {path.name: True}, []).values()
 print("complete" if complete else "not complete")
 os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 """
@@ -310,7 +351,7 @@ def test_where_there_are_no_leases_nothing_is_known_to_be_complete(
     put(tmp_path / "a")
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only to be counted
     monkeypatch.setattr(fcntl, "fcntl", refuse)
-    [(_, complete)] = look_at(tmp_path, {"a": True}).values()
+    [(_, complete)] = look_at(tmp_path, {"a": True}, []).values()
     assert complete is False
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - only to be counted
 
