@@ -39,7 +39,7 @@ from syncd.bytestreams.sockets import Listener, open_listener
 from syncd.control.answers import Answers, Experts
 from syncd.control.escape import printable, printable_lines
 from syncd.control.server import serve
-from syncd.disk.partial import clean
+from syncd.disk.partial import clean, expire
 from syncd.errors import (
     ConfigError,
     ErrorType,
@@ -57,6 +57,7 @@ from syncd.transfer.sealing import Seals
 from syncd.trust.identity import load as load_identity
 from syncd.trust.identity import rotate as rotate_identity
 from syncd.trust.pins import Policy
+from syncd.wiring import addresses
 from syncd.wiring.keys import PeerKeys
 from syncd.wiring.links import Links, kept_name, new_resource
 from syncd.wiring.status import Reporter, Transfers
@@ -75,6 +76,8 @@ EXIT_FAILED = 1
 EXIT_LOCKED = 11
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd does not restart on it
 
+# How often what nobody goes on with is cleared up; it is kept for a month.
+EXPIRE_EVERY = 24 * 3600.0  # seconds
 # How long the server may take to answer our goodbye.
 GOODBYE = 2.0  # seconds
 
@@ -148,7 +151,9 @@ async def _run_with(
             await users.start(links.engine.run)
             users.start_soon(links.receiver.run)
             services.start_soon(links.client.run)
+            services.start_soon(addresses.watch, links.client.network_changed)
             services.start_soon(links.discovery.run)
+            services.start_soon(_expire, config)
             if any(folder.accept_from for folder in config.folders) or config.inbox:
                 services.start_soon(trio.to_thread.run_sync, schema.warm_up)
             notifier.ready()
@@ -194,7 +199,7 @@ async def _join(
         [_rule(folder) for folder in config.folders],
         links.send,
         limit_of=links.limit_of,
-        places=pump.DATA_THREADS,
+        places=pump.OUT_THREADS,
         others=[str(peer) for peer in links.peers],
     )
     links.sender = links.make_sender(listener)
@@ -220,11 +225,26 @@ async def _replace_identity(config: Config, seals: Seals) -> Identity:
     return identity
 
 
+def _arrive_at(config: Config) -> list[Path]:
+    """Where files arrive."""
+    roots = [folder.path for folder in config.folders if folder.accept_from]
+    return [*roots, config.inbox.path] if config.inbox else roots
+
+
+async def _expire(config: Config) -> None:
+    """Clear up, every day, what nobody goes on with."""
+    while True:
+        await trio.sleep(EXPIRE_EVERY)
+        for root in _arrive_at(config):
+            try:
+                await trio.to_thread.run_sync(expire, root, time.time())
+            except SyncdError as error:
+                log.warning("%s; %s", error, error.hint)
+
+
 async def _clean(config: Config) -> None:
     """Clear up what a crash has left where files arrive."""
-    roots = [folder.path for folder in config.folders if folder.accept_from]
-    roots += [config.inbox.path] if config.inbox else []
-    for root in roots:
+    for root in _arrive_at(config):
         try:
             recovered = await trio.to_thread.run_sync(clean, root, time.time())
         except SyncdError as error:
@@ -258,9 +278,9 @@ async def _maybe_listener(config: Config) -> AsyncIterator[Listener | None]:
     if not config.bytestreams.direct:
         yield None
         return
-    async with open_listener(
-        config.bytestreams.listen.host, config.bytestreams.listen.port
-    ) as listener:
+    listen = config.bytestreams.listen
+    host, port = (listen.host, listen.port) if listen else (None, 0)
+    async with open_listener(host, port) as listener:
         log.info("SOCKS5 listener on %s port %d", listener.host, listener.port)
         yield listener
 
@@ -310,6 +330,8 @@ def _reloaded(path: Path, notifier: Notifier) -> Config | None:
     except ConfigError as error:
         log.error("SIGHUP: the old configuration stays: %s", error)  # noqa: TRY400 - no bug
         return None
+    for warning in config.warnings:
+        log.warning("%s", warning)
     notifier.reloading(time.monotonic_ns() // 1000)
     return config
 

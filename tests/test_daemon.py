@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
+import trio.testing
 
 import syncd
+from syncd import daemon
+from syncd.config import parse
 from syncd.control.client import ask
 from syncd.control.messages import PingRequest, RescanRequest, StatusRequest
+from syncd.disk import room
 from syncd.errors import ControlError, ErrorType, NotRunningError
 from tests.support.disk import make_room, small_disk
 from tests.support.processes import Process, until
@@ -54,6 +59,45 @@ path = "{id}"
 send_to = ["bob@example.org"]
 settle = 0.1
 """
+
+
+def test_what_nobody_goes_on_with_is_cleared_up_also_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At every place where files arrive, though one of them cannot be looked through."""
+    for name in ("broken", "photos", "inbox"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / ".syncd").symlink_to(tmp_path)
+    config = parse(
+        '[account]\njid = "alice@example.org"\npassword_file = "password"\n'
+        + "".join(
+            f'[[folder]]\nid = "{name}"\npath = "{name}"\naccept_from = ["bob@example.org"]\n'
+            for name in ("broken", "photos")
+        )
+        + '[inbox]\npath = "inbox"\naccept_from = ["bob@example.org"]\n',
+        where=str(tmp_path / "config.toml"),
+        environ={"HOME": "/nowhere"},
+    )
+    left = []
+    for name in ("photos", "inbox"):
+        (tmp_path / name / ".syncd").mkdir(mode=0o700)
+        left.append(tmp_path / name / ".syncd" / "who-what.part")
+        left[-1].write_bytes(b"x")
+    monkeypatch.setattr(room, "MAX_AGE", -1.0)  # all of it is old
+    clock = trio.testing.MockClock(autojump_threshold=0.05)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon._expire, config)
+            await trio.sleep(daemon.EXPIRE_EVERY - 1)
+            assert all(file.exists() for file in left)
+            with trio.fail_after(100 * daemon.EXPIRE_EVERY):
+                while any(file.exists() for file in left):  # noqa: ASYNC110 - a disk tells nobody
+                    await trio.sleep(daemon.EXPIRE_EVERY)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run, clock=clock)
+    assert "is a link or a file, not syncd's own directory" in caplog.text
 
 
 class Home:
@@ -319,15 +363,35 @@ def test_a_reload_takes_a_good_configuration_and_leaves_a_bad_one(home: Home) ->
     until(lambda: "the old configuration stays" in home.log(), "it has read it", PATIENCE)
     assert "settel" in home.log()
     assert home.folders() == ["photos"]
-    # The same process, with its new folder.
+    # The same process, with its new folder, and with what is to be said about it.
     home.write("photos", "music")
+    (home.path / "password").chmod(0o644)
     daemon.signal(signal.SIGHUP)
     until(lambda: home.folders() == ["photos", "music"], "it has the folder", PATIENCE)
     assert ask(home.socket, PingRequest(), timeout=PATIENCE).pid == daemon.pid
+    assert f"chmod 600 {home.path / 'password'}" in home.log()
     (home.path / "music" / "a").write_bytes(b"x")
     until(lambda: home.status().folders[1].pending == 1, "it watches it", PATIENCE)
     assert daemon.terminate() == 0
     assert "Traceback" not in home.log()
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"), [("", "::"), ('listen = "0.0.0.0:0"', "0.0.0.0")]
+)
+def test_it_listens_at_all_addresses_unless_told_otherwise(
+    home: Home, listen: str, expected: str
+) -> None:
+    """A machine without IPv6 has only those of IPv4."""
+    if not socket.has_dualstack_ipv6():
+        expected = "0.0.0.0"
+    text = home.config.read_text()
+    home.config.write_text(text.replace('listen = "127.0.0.1:0"', listen))
+    daemon = home.start()
+    # It answers before it listens.
+    until(lambda: "SOCKS5 listener on " in home.log(), "it listens", PATIENCE)
+    assert f"SOCKS5 listener on {expected} port " in home.log()
+    assert daemon.terminate() == 0
 
 
 def test_systemd_is_told_how_it_is_doing(home: Home) -> None:

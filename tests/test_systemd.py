@@ -132,6 +132,11 @@ def test_the_user_unit_and_the_defaults_agree() -> None:
 
 
 @each
+def test_no_secret_lands_in_a_core_dump(unit: Path) -> None:
+    assert settings(unit)["LimitCORE"] == "0"
+
+
+@each
 def test_what_an_administrator_may_turn_on_starts_commented(unit: Path) -> None:
     """A LoadCredential= whose file is missing would keep the service from starting."""
     assert "LoadCredential" not in settings(unit)

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 CHUNK: Final = 1 << 20  # bytes
 
 # How long a throttle should make us wait at a time: the peer's patience is longer, and the
-# transfers that share a limit take turns this often.
+# transfers that share a limit take turns this often. If it must be longer, it is looked that
+# often whether the limit has changed.
 _PAUSE = 0.25  # seconds
-# Where a throttled transfer begins, not knowing yet what fits into one pause; it may go down to
-# the least, and up to CHUNK.
-_FIRST_TURN = 4 << 10  # bytes
+# Where a throttled transfer begins, not knowing yet what fits into one pause, and where it does
+# again when the limit changes; it may go up to CHUNK. A second at the lowest limit: even when
+# all threads share that, each has its turn in half the time after which a peer gives up.
 _LEAST_TURN = 1 << 10  # bytes
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -77,7 +78,8 @@ class Work:
         self.file_fd = file_fd
         self.hasher = hasher
         self._throttle = throttle
-        self.turn = CHUNK if throttle is None else _FIRST_TURN
+        self._limits = 0 if throttle is None else throttle.limits
+        self.turn = CHUNK if throttle is None else _LEAST_TURN
 
     def check(self) -> None:
         """The place to stop; called before each step."""
@@ -93,14 +95,24 @@ class Work:
         """Wait as the throttle says after so many bytes, and choose how many are next."""
         if self._throttle is None:
             return
-        seconds = self._throttle.take(count)
+        seconds = self._throttle.take(count, self._limits)
         if seconds > _PAUSE:
             self.turn = max(_LEAST_TURN, int(self.turn * _PAUSE / seconds))
         elif seconds < _PAUSE / 2:
             self.turn = min(CHUNK, 2 * self.turn)
         # After the last byte it is for others to wait: the throttle remembers.
-        if seconds > 0 and self.left() and self.stop.wait(seconds):
-            raise StoppedError
+        if seconds > 0 and self.left():
+            self._wait(seconds, self._throttle)
+        if self._throttle.limits != self._limits:
+            self._limits = self._throttle.limits
+            self.turn = _LEAST_TURN
+
+    def _wait(self, seconds: float, throttle: Throttle) -> None:
+        """Wait, but no longer than the limits hold that wanted it."""
+        while seconds > 0 and throttle.limits == self._limits:
+            if self.stop.wait(min(seconds, _PAUSE)):
+                raise StoppedError
+            seconds -= _PAUSE
 
     def buffer(self) -> memoryview:
         """A buffer for one step; no larger than what is left."""

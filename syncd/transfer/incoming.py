@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What a stranger is told, and the sender's user is told what to do about. Another word would
+# tell which folders there are.
+NOT_ACCEPTED = "not accepted from you here"
 # How much of what we have a plain client is asked to send again: it may ignore where to begin,
 # and then these bytes are those of the beginning.
 OVERLAP = 65_536  # bytes
@@ -45,10 +48,10 @@ class Allowance(Protocol):
     def check(self, size: int) -> None:
         """See that a file may have so many bytes; raises a `StanzaError` if not."""
 
-    def reserve(self, wanted: int, *, known: bool) -> int:
+    def reserve(self, wanted: int, *, known: bool, entries: int) -> int:
         """Set bytes aside, fewer if it is not known that there are so many; may raise."""
 
-    def settle(self, granted: int, came: int) -> None:
+    def settle(self, granted: int, came: int, *, entries: int, made: int) -> None:
         """Give back what was set aside, and count what came of it."""
 
 
@@ -60,11 +63,13 @@ class Inbox:
       root: The folder on disk.
       folder: Its id; empty for the inbox of ordinary clients.
       portable: Names that another system could not hold, or tell apart, are declined.
+      hidden: Names that begin with a dot are taken.
     """
 
     root: Path
     folder: str
     portable: bool = False
+    hidden: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +189,29 @@ def is_resumable(offer: si.Offer) -> bool:
     return offer.ranged and offer.size is not None and offer.size > 2 * OVERLAP
 
 
-def _start(offer: si.Offer, partial: PartialFile | None) -> int:
-    if partial is None:
-        return offer.size or 0
+def slot_of(sender: JID, offer: si.Offer, inbox: Inbox, path: str) -> tuple[str, str, str]:
+    """What two transfers must not share, in the words of `partial.key_of`.
+
+    One sender's one file in one folder, whatever its version. A plain client only names its
+    files, and may have several of one name: they are told apart by all that it says of them.
+    """
+    if offer.sync is not None:
+        return str(sender.bare), inbox.folder, path
+    # A slash is in no folder's id, and the zero character in no XML.
+    version = f"{path}\0{offer.size}\0{offer.md5}\0{offer.date}"
+    return str(sender.bare), f"{inbox.folder}/", version
+
+
+def start_of(offer: si.Offer, offset: int) -> int:
+    """Where a sender is asked to begin, bytes.
+
+    Args:
+      offer: Of the file.
+      offset: How much of it has come before, bytes.
+    """
     if not offer.ranged:
         return 0
-    return partial.offset if offer.sync else max(0, partial.offset - OVERLAP)
+    return offset if offer.sync else max(0, offset - OVERLAP)
 
 
 class Incoming:
@@ -209,7 +231,10 @@ class Incoming:
     Attributes:
       size: Of the whole file, bytes; None if the sender does not know.
       start: Where the sender is asked to begin, bytes.
-      granted: How many bytes may come from there.
+      began: Where it did begin, bytes; until it does, where `progress` is.
+      granted: How many bytes may come.
+      entries: How many files and directories may be made for it.
+      made: How many of them there are now.
       progress: How far it is.
       opening: Asks for a SOCKS5 bytestream wait here.
       finishing: Questions for the receipt wait here.
@@ -237,9 +262,10 @@ class Incoming:
         self.partial = partial
         self.present = present
         self.size = offer.size
-        self.start = _start(offer, partial)
-        self.granted = 0
+        self.start = start_of(offer, partial.offset) if partial else offer.size or 0
+        self.granted = self.entries = self.made = 0
         self.progress = pump.Progress(partial.offset if partial else offer.size or 0)
+        self.began = self.progress.offset
         self.opening = Mailbox()
         self.finishing = Mailbox()
         self.sealed = sealed
@@ -258,9 +284,9 @@ class Incoming:
         return "/".join(self.components)
 
     @property
-    def slot(self) -> tuple[JID, str, str]:
-        """What two transfers must not share: one sender's one file in one folder."""
-        return self.sender.bare, self.inbox.folder, self.path
+    def slot(self) -> tuple[str, str, str]:
+        """What two transfers must not share, see `slot_of`."""
+        return slot_of(self.sender, self.offer, self.inbox, self.path)
 
     @property
     def resumable(self) -> bool:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import trio
@@ -52,16 +53,37 @@ IDLE_TIMEOUT = 60.0  # seconds
 # does so at once; one that waits for us to close (XMPPFramework, QXmpp) costs us this.
 SURPLUS_TIMEOUT = 0.5  # seconds
 
-# A thread at full speed takes half a core, and up to 1 MiB; more of them than this only take
-# turns. Own, because the default limiter (40) also serves name resolution and disk jobs; and
-# for each direction its own, because who sends to us is not ours to choose.
-DATA_THREADS = 8  # threads in each direction
+# Threads of our own, because the default limiter (40) also serves name resolution; and for each
+# direction some, because who sends to us is not ours to choose. A few at full speed fill every
+# line; there are more of them because most wait for a slow one. Each takes up to 1 MiB, sealed
+# up to 2 MiB: all of them together half of the memory that the service may have (256 MiB).
+OUT_THREADS = 16  # threads that send
+IN_THREADS = 32  # threads that receive
+# Whoever sends or takes a byte a minute keeps a thread for ever, and so may have only a part of
+# them: twice what senders have under way at a time, so that a sender that was started anew is
+# not kept out by what it left behind.
+PEER_THREADS = 8  # threads of one bare JID, in each direction
 
-Direction = Literal["out", "in"]
+# What is hashed before anything moves: a disk gets no faster when more of it is read at once,
+# and nobody's bytes shall wait for that, nor all others for a few huge files of one peer.
+HASH_THREADS = 8  # threads
+PEER_HASH_THREADS = 4  # threads of one bare JID
 
-_limiters: trio.lowlevel.RunVar[dict[Direction, trio.CapacityLimiter]] = trio.lowlevel.RunVar(
-    "data_limiters"
-)
+# The slowest disk on which there shall be huge files: a worn card, or one behind a slow net,
+# that several transfers read at once.
+SLOWEST_DISK = 5_000_000  # bytes per second
+# 70 GB at that speed, a terabyte on a hard disk. Who hashes longer does not wait in vain for
+# ever for somebody who will not come back.
+MAX_HASHING = 4 * 3600.0  # seconds
+
+# How long a transfer is taken for a short one, which ends soon: a part of the patience of those
+# that wait for its thread; and how many may be under way or wait for each.
+SOON = 15.0  # seconds
+MAX_QUEUED = 4  # transfers
+
+Kind = Literal["out", "in", "hash"]
+
+_threads: trio.lowlevel.RunVar[dict[Kind, Threads]] = trio.lowlevel.RunVar("data_threads")
 
 
 # Looks at folders, partial files, final names. On a disk that hangs all of them hang, and must
@@ -115,10 +137,18 @@ class Hashers:
 class Throttle(Protocol):
     """Says how fast bytes may move: `syncd.wiring.throttle.Throttle`."""
 
-    def take(self, count: int, /) -> float:
+    @property
+    def limits(self) -> int:
+        """Which limits hold: another number after each change; read in the data threads."""
+
+    def take(self, count: int, /, limits: int) -> float:
         """Count so many bytes, of the bytestream, that have just moved.
 
         Called in the data threads, in several at once.
+
+        Args:
+          count: How many.
+          limits: Under which they began to; if others hold by now, they are not counted.
 
         Returns:
           How long to wait before more move, in seconds.
@@ -176,18 +206,96 @@ class Progress:
         return f"<Progress {self.offset}>"
 
 
-def data_limiter(direction: Direction) -> trio.CapacityLimiter:
-    """The limiter of the data threads of this trio run.
+class Threads:
+    """The threads for one kind of work, of which no peer gets more than its share.
 
-    A transfer that waits here keeps its peer waiting, whose patience is the idle timeout:
-    look at ``available_tokens`` before promising more than that.
+    Who waits, waits in a queue of its peer first, and then with few others of it in that of
+    all: a peer whose transfers never end keeps nobody else's waiting.
+
+    Args:
+      total: How many there are.
+      share: How many of them may work for one peer.
+
+    Attributes:
+      limiter: Of all of them.
+    """
+
+    def __init__(self, total: int, share: int) -> None:
+        self.limiter = trio.CapacityLimiter(total)
+        self._share = share
+        self._shares: weakref.WeakValueDictionary[JID, trio.CapacityLimiter] = (
+            weakref.WeakValueDictionary()
+        )
+
+    async def run(self, job: Callable[[], T], peer: JID | None) -> T:
+        """Run a job when it is its turn.
+
+        Args:
+          job: Blocks.
+          peer: Whose share it takes: a bare JID; None: nobody's.
+        """
+        if peer is None:
+            return await trio.to_thread.run_sync(job, limiter=self.limiter)
+        async with self._shares.setdefault(peer, trio.CapacityLimiter(self._share)):
+            return await trio.to_thread.run_sync(job, limiter=self.limiter)
+
+
+def threads(kind: Kind) -> Threads:
+    """The data threads of this trio run.
+
+    A transfer that waits for one keeps its peer waiting, whose patience is the idle timeout:
+    ask `Admission` before promising more than that.
     """
     try:
-        limiters = _limiters.get()
+        kinds = _threads.get()
     except LookupError:
-        limiters = {way: trio.CapacityLimiter(DATA_THREADS) for way in ("out", "in")}
-        _limiters.set(limiters)
-    return limiters[direction]
+        kinds = {
+            "out": Threads(OUT_THREADS, PEER_THREADS),
+            "in": Threads(IN_THREADS, PEER_THREADS),
+            "hash": Threads(HASH_THREADS, PEER_HASH_THREADS),
+        }
+        _threads.set(kinds)
+    return kinds[kind]
+
+
+class Admission:
+    """Says whether a further transfer to us will have a thread soon.
+
+    Those that have been under way for a while go on for longer, those that have just begun end
+    soon, as far as anybody knows: of them a few may wait for each thread that is left.
+    """
+
+    def __init__(self) -> None:
+        self._began: dict[object, tuple[JID, float]] = {}
+
+    def begin(self, transfer: object, peer: JID, now: float) -> None:
+        """A transfer of a bare JID begins; the time in seconds."""
+        self._began[transfer] = peer, now
+
+    def end(self, transfer: object) -> None:
+        """It has ended, if it ever began."""
+        self._began.pop(transfer, None)
+
+    def has_room(self, now: float, peer: JID | None = None) -> bool:
+        """Whether one more may begin.
+
+        Args:
+          now: The time, seconds.
+          peer: In whose share, a bare JID; None: whosever it is.
+        """
+        total = IN_THREADS if peer is None else PEER_THREADS
+        ages = [now - began for who, began in self._began.values() if peer in (None, who)]
+        slow = sum(age >= SOON for age in ages)
+        return len(ages) - slow < (total - slow) * MAX_QUEUED
+
+
+def hashing_time(size: int) -> float:
+    """How long the other end may need to hash so much of a file first, in seconds.
+
+    Both ends of a transfer between syncds know where it begins, and so how much each of them
+    has to read again before it goes on there: so much longer they are patient.
+    """
+    return min(size / SLOWEST_DISK, MAX_HASHING)
 
 
 async def send(
@@ -201,6 +309,7 @@ async def send(
     idle_timeout: float = IDLE_TIMEOUT,
     throttle: Throttle | None = None,
     sealer: Sealer | None = None,
+    peer: JID | None = None,
 ) -> None:
     """Send a part of a file; then close the stream, see above.
 
@@ -215,6 +324,7 @@ async def send(
         takes.
       throttle: Slows it down.
       sealer: Seals it.
+      peer: Whose share of the threads it takes: a bare JID.
 
     Raises:
       ValueError: `length` is negative.
@@ -225,10 +335,12 @@ async def send(
     """
     progress.offset = offset
     work = Work(file_fd, offset + length, hasher, progress, throttle)
+
+    def job() -> None:
+        send_file(work, wire, sealer)
+
     with contextlib.closing(Wire(stream, idle_timeout)) as wire:
-        await _in_thread(
-            "out", work.stop, lambda: send_file(work, wire, sealer), wire.shut_down
-        )
+        await _in_thread("out", peer, work.stop, job, wire.shut_down)
 
 
 async def receive(
@@ -244,6 +356,7 @@ async def receive(
     until_end: bool = False,
     throttle: Throttle | None = None,
     opener: Opener | None = None,
+    peer: JID | None = None,
 ) -> None:
     """Receive a part of a file; it is written, but not yet synced, when this returns.
 
@@ -263,6 +376,7 @@ async def receive(
         and `length` is only the most that is taken. Not for what is sealed.
       throttle: Slows it down, by reading no faster.
       opener: Opens what was sealed.
+      peer: Whose share of the threads it takes: a bare JID.
 
     Raises:
       TruncatedError: The bytestream ended early; what came is kept.
@@ -277,33 +391,37 @@ async def receive(
         receive_file(work, wire, opener, surplus_timeout, until_end=until_end)
 
     with contextlib.closing(Wire(stream, idle_timeout)) as wire:
-        await _in_thread("in", work.stop, job, wire.shut_down)
+        await _in_thread("in", peer, work.stop, job, wire.shut_down)
 
 
-async def hash_prefix(file_fd: int, length: int, hasher: Hasher) -> None:
+async def hash_prefix(
+    file_fd: int, length: int, hasher: Hasher, peer: JID | None = None
+) -> None:
     """Let a hasher take in the beginning of a file, to go on from there.
 
     Args:
       file_fd: The file, open for reading; its position is neither used nor moved.
       length: How many bytes.
       hasher: Takes them in.
+      peer: Whose share of the threads it takes: a bare JID.
 
     Raises:
       ChangedError: The file is shorter than that by now.
       TransferError: The file cannot be read.
     """
     work = Work(file_fd, length, hasher, Progress())
-    await _in_thread("out", work.stop, lambda: hash_file(work))
+    await _in_thread("hash", peer, work.stop, lambda: hash_file(work))
 
 
-async def prove(partial: PartialFile) -> int:
-    """Find out in a data thread how much of a partial file is to go on from.
+async def prove(partial: PartialFile, peer: JID | None = None) -> int:
+    """Find out in a thread how much of a partial file is to go on from.
 
     At the speed of the disk: when the answer must not wait for that, look at its offset,
     which only claims, first.
 
     Args:
       partial: Just opened; its ``blocks`` are the hasher for `receive` afterwards.
+      peer: Whose share of the threads it takes: a bare JID.
 
     Returns:
       Its offset.
@@ -312,11 +430,12 @@ async def prove(partial: PartialFile) -> int:
       TransferError: The disk refuses, or is full.
     """
     stop = threading.Event()
-    return await _in_thread("in", stop, lambda: partial.prove(stop.is_set))
+    return await _in_thread("hash", peer, stop, lambda: partial.prove(stop.is_set))
 
 
 async def _in_thread(
-    direction: Direction,
+    kind: Kind,
+    peer: JID | None,
     stop: threading.Event,
     job: Callable[[], T],
     wake: Callable[[], object] = bool,
@@ -336,7 +455,7 @@ async def _in_thread(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_cancelled)
         try:
-            outcome = await trio.to_thread.run_sync(job, limiter=data_limiter(direction))
+            outcome = await threads(kind).run(job, peer)
         except Exception as error:
             outcome = error  # raised inside the nursery it would become a group
         finally:

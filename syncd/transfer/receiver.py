@@ -19,13 +19,20 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import blake3
 import trio
 
 from syncd.bytestreams import s5b
 from syncd.disk import paths
-from syncd.disk.beneath import check_twins
-from syncd.disk.partial import Action, Identity, PartialFile, Place, identity_of, key_of
+from syncd.disk.beneath import check_twins, count_new
+from syncd.disk.partial import (
+    Action,
+    Identity,
+    PartialFile,
+    Place,
+    claim,
+    identity_of,
+    key_of,
+)
 from syncd.errors import (
     DeclinedError,
     ErrorType,
@@ -47,6 +54,8 @@ from syncd.transfer.incoming import (
     Known,
     Present,
     is_resumable,
+    slot_of,
+    start_of,
 )
 
 if TYPE_CHECKING:
@@ -93,10 +102,10 @@ class _Anything:
     def check(self, size: int) -> None:
         pass
 
-    def reserve(self, wanted: int, *, known: bool) -> int:
+    def reserve(self, wanted: int, *, known: bool, entries: int) -> int:
         return wanted
 
-    def settle(self, granted: int, came: int) -> None:
+    def settle(self, granted: int, came: int, *, entries: int, made: int) -> None:
         pass
 
 
@@ -116,6 +125,7 @@ class Receiver:
       allowance: What this bare JID, one that is accepted from, may take of us.
       beside: What the journal knows of files that were kept beside this path.
       held: Which version of ours this bare JID has had under this path, as it confirmed.
+      is_there: Whether this full JID is known to be online.
     """
 
     def __init__(
@@ -132,6 +142,7 @@ class Receiver:
         allowance: Callable[[JID], Allowance] = lambda _: _Anything(),
         beside: Callable[[Inbox, str], Awaitable[Sequence[Present]]] = _nothing_beside,
         held: Callable[[Inbox, str, JID], Awaitable[Identity | None]] = _nothing_held,
+        is_there: Callable[[JID], bool] = lambda _: False,
     ) -> None:
         self._own_jid = own_jid
         self._inbox_for = inbox_for
@@ -144,6 +155,7 @@ class Receiver:
         self._allowance = allowance
         self._beside = beside
         self._held = held
+        self._is_there = is_there
         # What we can do, what we like best first (XEP-0096 section 3.1).
         self._methods = (si.BYTESTREAMS, si.IBB) if inband else (si.BYTESTREAMS,)
         self._incoming: dict[tuple[JID, str], Incoming] = {}
@@ -152,6 +164,7 @@ class Receiver:
         self._placing: weakref.WeakValueDictionary[tuple[str, str], trio.Lock] = (
             weakref.WeakValueDictionary()
         )
+        self._admission = pump.Admission()
         self._accepted, self._to_run = trio.open_memory_channel[Incoming](MAX_OPEN)
 
     async def run(self) -> None:
@@ -178,10 +191,10 @@ class Receiver:
             offer = si.read_offer(iq.payload)
             incoming = await self._accept(sender, inbox, offer, iq.payload)
         except DeclinedError as error:
-            log.info("declined a file from %s: %s", sender, error)
+            log.info("declined a file from %s: %s", sender, _explained(error))
             raise StanzaError(ErrorType.CANCEL, "forbidden", str(error)) from error
         except TransferError as error:
-            log.warning("cannot take a file from %s: %s", sender, error)
+            log.warning("cannot take a file from %s: %s", sender, _explained(error))
             raise _refusal(error) from error
         except StanzaError as error:
             log.info("refused an offer of %s: %s", sender, error)
@@ -189,6 +202,7 @@ class Receiver:
         try:
             self._register(incoming)
         except StanzaError:
+            self._settle(incoming)
             with trio.CancelScope(shield=True):
                 await pump.on_disk(incoming.close)
             raise
@@ -248,12 +262,12 @@ class Receiver:
     ) -> Incoming:
         schema.check(payload)
         si.choose_method(offer, self._methods)
-        if offer.size is None and offer.sync is not None:
-            raise StanzaError(
-                ErrorType.MODIFY, "bad-request", "the size of the file is missing"
-            )
+        if offer.sync is not None:
+            _check_sync(offer)
         if offer.sync is not None and inbox.folder:
-            components = paths.split(offer.sync.path, portable=inbox.portable)
+            components = paths.split(
+                offer.sync.path, portable=inbox.portable, hidden=inbox.hidden
+            )
         else:
             # Of a syncd the name in <sync/>: the other one is not among what it signs.
             name = offer.sync.path if offer.sync is not None else offer.name
@@ -261,20 +275,40 @@ class Receiver:
         path = "/".join(components)
         self._check_sid(sender, offer.sid)
         sealed = await self._check_seal(sender, offer)
+        slot = slot_of(sender, offer, inbox, path)
         if is_resumable(offer):
-            await self._end_other((sender.bare, inbox.folder, path))
-        present = await self._is_there(sender, offer, inbox, components)
+            await self._end_other(sender, slot)
+        present = await self._find_present(sender, offer, inbox, components)
         if present is not None:
             return Incoming(sender, offer, inbox, components, None, present, sealed)
         self._check_limits(sender)
+        self._check_threads(sender, offer)
         self._allowance(sender.bare).check(offer.size or 0)
         if inbox.portable:
             await pump.on_disk(check_twins, inbox.root, components)
-        key = _key(sender.bare, offer, inbox, path)
+        key = _key(offer, slot)
         # Now, and not when the file is whole: what the sender had when it made the offer.
         held = await self._held(inbox, path, sender.bare) if offer.sync else None
-        partial = await pump.on_disk(PartialFile, inbox.root, key, offer.size or 0)
-        return Incoming(sender, offer, inbox, components, partial, None, sealed, held)
+        # First whether it may come at all: a refused offer leaves nothing on the disk.
+        claimed = await pump.on_disk(claim, inbox.root, key, offer.size or 0)
+        entries = await pump.on_disk(count_new, inbox.root, components)
+        granted = self._reserve(sender, offer, start_of(offer, claimed), entries)
+        incoming = None
+        try:
+            partial = await pump.on_disk(PartialFile, inbox.root, key, offer.size or 0)
+            incoming = Incoming(sender, offer, inbox, components, partial, None, sealed, held)
+            incoming.granted, incoming.entries = granted, entries
+        finally:
+            if incoming is None:
+                self._allowance(sender.bare).settle(granted, 0, entries=entries, made=0)
+        return incoming
+
+    def _reserve(self, sender: JID, offer: si.Offer, start: int, entries: int) -> int:
+        """Set aside what a file may still bring; raises if its sender may not send it."""
+        most = MAX_UNKNOWN if offer.size is None else offer.size
+        return self._allowance(sender.bare).reserve(
+            most - start, known=offer.size is not None, entries=entries
+        )
 
     async def _check_seal(self, sender: JID, offer: si.Offer) -> handshake.Offer | None:
         if self._seals is None:
@@ -295,26 +329,31 @@ class Receiver:
         """
         # Looked at again: other offers came while the disk was asked.
         self._check_limits(incoming.sender)
+        if incoming.partial is not None:
+            self._check_threads(incoming.sender, incoming.offer)
         self._check_sid(incoming.sender, incoming.offer.sid)
         self._check_slot(incoming)
-        most = MAX_UNKNOWN if incoming.size is None else incoming.size
-        incoming.granted = self._allowance(incoming.sender.bare).reserve(
-            most - incoming.start, known=incoming.size is not None
-        )
         try:
             self._accepted.send_nowait(incoming)
         except trio.ClosedResourceError as error:
-            self._settle(incoming)
             raise _ended() from error
         if incoming.sealed is not None:
             assert self._seals is not None
             incoming.seal = self._seals.answer(incoming.sealed, incoming.start)
         self._incoming[incoming.sender, incoming.offer.sid] = incoming
+        if incoming.partial is not None:
+            self._admission.begin(incoming, incoming.sender.bare, trio.current_time())
 
     def _settle(self, incoming: Incoming) -> None:
         """Count what came; what did not may come in another transfer."""
-        came = incoming.progress.offset - incoming.start
-        self._allowance(incoming.sender.bare).settle(incoming.granted, came)
+        self._allowance(incoming.sender.bare).settle(
+            incoming.granted,
+            incoming.progress.offset - incoming.began,
+            entries=incoming.entries,
+            made=incoming.made,
+        )
+        incoming.granted = incoming.entries = incoming.made = 0
+        incoming.began = incoming.progress.offset
 
     def _check_sid(self, sender: JID, sid: str) -> None:
         # COMPAT(psi): its sids have 16 bits and come again; only two at a time are refused.
@@ -337,17 +376,43 @@ class Receiver:
                 ErrorType.WAIT, "resource-constraint", "too many transfers at once"
             )
 
-    async def _end_other(self, slot: tuple[JID, str, str]) -> None:
-        """A sender that offers a file again has given its former transfer up."""
+    def _check_threads(self, sender: JID, offer: si.Offer) -> None:
+        """Refuse what would wait for a thread longer than its sender does.
+
+        That one offers it again later, and must not blame the way. But a plain client would
+        never: one that has sent many small files at once has waited for its own share.
+        """
+        now = trio.current_time()
+        room = self._admission.has_room(now)
+        if offer.sync is not None:
+            room = room and self._admission.has_room(now, sender.bare)
+        if not room:
+            raise StanzaError(
+                ErrorType.WAIT, "resource-constraint", "too many slow transfers at once"
+            )
+
+    async def _end_other(self, sender: JID, slot: tuple[str, str, str]) -> None:
+        """A sender that offers a file again has given its former transfer up.
+
+        Raises:
+          StanzaError: Another of its resources is sending the file. Were that one ended, it
+            would offer the file again as well, and neither would ever get through.
+        """
         for other in list(self._incoming.values()):
             if other.slot == slot and other.resumable:
+                if other.sender != sender and self._is_there(other.sender):
+                    raise StanzaError(
+                        ErrorType.WAIT,
+                        "resource-constraint",
+                        "another client of yours is sending this file",
+                    )
                 other.scope.cancel()
                 await other.ended.wait()
 
-    async def _is_there(
+    async def _find_present(
         self, sender: JID, offer: si.Offer, inbox: Inbox, components: tuple[str, ...]
     ) -> Present | None:
-        """Whether this very version came from this sender before, and still lies there."""
+        """This very version, if it came from this sender before, and still lies there."""
         if offer.sync is None:
             return None
         version = sender.bare, offer.size, offer.sync.mtime_ns
@@ -355,8 +420,10 @@ class Receiver:
         known = await self._known(inbox, path)
         found = await pump.on_disk(identity_of, inbox.root, components)
         if known is not None and known.peer == sender.bare and known.identity == found:
-            # Of its own it may have another there, which then takes the place.
-            return Present(path=path, known=known) if _version(known) == version else None
+            if _version(known) == version:
+                return Present(path=path, known=known)
+            if inbox.folder:
+                return None  # another one of its own, whose place it takes
         if found is None:
             return None
         # It could only come beside what stands there; once is enough.
@@ -374,7 +441,9 @@ class Receiver:
             with self._ending(incoming), incoming.scope, self._watch(incoming):
                 await self._receive(incoming)
         except SyncdError as error:
-            log.warning("receiving %s from %s: %s", incoming.path, incoming.sender, error)
+            log.warning(
+                "receiving %s from %s: %s", incoming.path, incoming.sender, _explained(error)
+            )
             refusal = _refusal(error)
         except Exception:
             # A bug that one file brings to light must not end the transfers of all others.
@@ -399,6 +468,7 @@ class Receiver:
         self._settle(incoming)
         # Not before its file is let go of: the next offer of it may come now.
         del self._incoming[incoming.sender, incoming.offer.sid]
+        self._admission.end(incoming)
         incoming.listening.set()  # nobody needs to wait for that any more
         incoming.ended.set()
 
@@ -462,7 +532,7 @@ class Receiver:
           IntegrityError: It is less than was told to the sender.
         """
         claimed = partial.offset
-        await pump.prove(partial)
+        await pump.prove(partial, incoming.sender.bare)
         if partial.offset < claimed and incoming.start:
             raise IntegrityError("a part of what had arrived is damaged; that is sent again")
 
@@ -501,16 +571,21 @@ class Receiver:
         if own is None:
             raise OfflineError("not connected to the server")
         async with taking.opened(incoming, own, slot) as stream:
+            incoming.began = incoming.start
             if incoming.start < partial.offset:
                 if incoming.start:
                     there = await taking.check_overlap(stream, partial, incoming.start)
-                    if there and slot is not None:
+                    if not there:
+                        self._begin_anew(incoming, partial)
+                    elif slot is not None:
                         slot.shorten(_end(incoming) - incoming.start)
                 else:
                     await pump.on_disk(partial.restart)
+                    incoming.progress.offset = partial.offset
             hashers: list[pump.Hasher] = [partial.blocks]
             if md5 is not None:
-                await pump.hash_prefix(partial.fd, partial.offset, md5)
+                peer = incoming.sender.bare
+                await pump.hash_prefix(partial.fd, partial.offset, md5, peer)
                 hashers.append(md5)
             try:
                 await pump.receive(
@@ -523,6 +598,7 @@ class Receiver:
                     progress=incoming.progress,
                     throttle=self._throttle(incoming.sender.bare),
                     opener=incoming.seal.opener() if incoming.seal else None,
+                    peer=incoming.sender.bare,
                 )
             except IntegrityError:
                 # A plain client that sends too much has another file, or began it anew where
@@ -530,6 +606,19 @@ class Receiver:
                 if incoming.offer.sync is None:
                     await pump.on_disk(partial.quarantine)
                 raise
+
+    def _begin_anew(self, incoming: Incoming, partial: PartialFile) -> None:
+        """All of the file comes once more: then all of it counts, and not what was asked for.
+
+        Raises:
+          StanzaError: That is more than its sender may send today.
+        """
+        incoming.began, incoming.progress.offset = 0, partial.offset
+        entries = incoming.entries
+        self._settle(incoming)
+        left = partial.offset  # which is counted already
+        incoming.granted = self._reserve(incoming.sender, incoming.offer, left, entries)
+        incoming.entries = entries
 
     async def _place(self, incoming: Incoming, partial: PartialFile, digest: bytes) -> Place:
         """Make it durable, tell the journal, give it its name; in this order."""
@@ -551,6 +640,8 @@ class Receiver:
                 )
                 identity = place.existing if place.action is Action.SAME else sealed
                 assert identity is not None
+                if place.action is not Action.SAME:
+                    incoming.made = incoming.entries
                 await self._arriving(_arriving(incoming, place, identity, digest))
                 if place.action is Action.SAME:
                     await pump.on_disk(partial.discard)
@@ -568,6 +659,8 @@ class Receiver:
 
         The last one that it put there; or the one of ours that it had, and has changed since.
         """
+        if not incoming.inbox.folder:
+            return None  # files that share no more than a name: all of them are kept
         sync, held = incoming.offer.sync, incoming.held
         # What is older than ours is no change of ours: it came to the sender from a third.
         if sync is not None and held is not None and sync.mtime_ns > held.mtime_ns:
@@ -589,7 +682,11 @@ class Receiver:
 
 
 async def _finish_of(incoming: Incoming) -> tuple[Call, si.Finish]:
-    with trio.move_on_after(FINISH_TIMEOUT) as waiting:
+    patience = FINISH_TIMEOUT
+    if incoming.offer.sync is not None:
+        # With nothing left to send it may have to hash all of it yet.
+        patience += pump.hashing_time(incoming.start)
+    with trio.move_on_after(patience) as waiting:
         call = await incoming.finishing.next()
     if waiting.cancelled_caught:
         raise StalledError(f"{incoming.sender} did not say that the file is complete")
@@ -622,21 +719,34 @@ def _end(incoming: Incoming) -> int:
     return incoming.start + incoming.granted if incoming.size is None else incoming.size
 
 
-def _key(sender: JID, offer: si.Offer, inbox: Inbox, path: str) -> str:
+def _check_sync(offer: si.Offer) -> None:
+    """See that a syncd says what its file needs.
+
+    Raises:
+      StanzaError: There is no size, or no ``<range/>``: a file that is there already, or in
+        part, can only be answered with an offset.
+    """
+    if offer.size is None:
+        raise StanzaError(ErrorType.MODIFY, "bad-request", "the size of the file is missing")
+    if not offer.ranged:
+        raise StanzaError(ErrorType.MODIFY, "bad-request", "<sync/> needs <range/> in <file/>")
+
+
+def _key(offer: si.Offer, slot: tuple[str, str, str]) -> str:
     """Name the partial file of an offer."""
     if not is_resumable(offer):
         return f"{secrets.token_hex(24)}.part"
     assert offer.size is not None
-    if offer.sync is not None:
-        return key_of(str(sender), inbox.folder, path, offer.size, offer.sync.mtime_ns)
-    # What a plain client tells of a version; a slash is in no folder's id.
-    version = blake3.blake3(f"{offer.md5}\0{offer.date}".encode()).digest(length=7)
-    number = int.from_bytes(version, "big")
-    return key_of(str(sender), f"{inbox.folder}/", path, offer.size, number)
+    return key_of(*slot, offer.size, offer.sync.mtime_ns if offer.sync else 0)
 
 
 def _ended() -> StanzaError:
     return StanzaError(ErrorType.WAIT, "item-not-found", "that transfer has ended")
+
+
+def _explained(error: SyncdError) -> str:
+    """For our own log; the hint is for our user, and not told to the sender."""
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 def _refusal(error: SyncdError) -> StanzaError:

@@ -1,4 +1,8 @@
-"""The sending end: one file to one resource of a peer, from offer to receipt."""
+"""The sending end: one file to one resource of a peer, from offer to receipt.
+
+More than 400 lines: it is one story, whose later steps depend on what the earlier ones found
+out of the file, of the peer and of the way.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +43,11 @@ from syncd.errors import (
     TruncatedError,
 )
 from syncd.transfer import pump, si
+from syncd.transfer.incoming import NOT_ACCEPTED
 from syncd.xmpp.xml import is_writable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     from syncd.bytestreams.inband import Inband
@@ -74,6 +79,11 @@ LINGER_TIMEOUT = 15.0  # seconds
 LINGER_CHUNK = 4_096  # bytes
 # How often the receipt is asked for when the stream breaks in between.
 RECEIPT_TRIES = 3  # tries
+# What the kernels may keep of what they took, when none of it arrives. When more than that has
+# gone, something did, though a client that has to begin anew does not say so.
+MAX_BUFFERED = 1 << 20  # bytes
+# Transfers that broke, of which it is not known yet whether their way carried anything.
+MAX_DOUBTS = 256  # transfers
 # How long a broken stream may take to come back, before the delivery starts anew later.
 RECONNECT_TIMEOUT = 60.0  # seconds
 
@@ -139,6 +149,8 @@ class Sender:
       throttle: Slows down what goes to this bare JID; None for no limit.
       own_jid: Our full JID, or None while we are offline.
       seals: Decides what is sealed; None: nothing ever.
+      answer_timeout: How long a client that is no syncd may take to answer an offer, seconds;
+        None: `ANSWER_TIMEOUT`.
     """
 
     def __init__(
@@ -154,6 +166,7 @@ class Sender:
         own_jid: Callable[[], JID | None],
         throttle: Callable[[JID], pump.Throttle | None] = pump.unlimited,
         seals: Seals | None = None,
+        answer_timeout: float | None = None,
     ) -> None:
         self._request = request
         self._wait_online = wait_online
@@ -163,6 +176,9 @@ class Sender:
         self._own_jid = own_jid
         self._throttle = throttle
         self._seals = seals
+        self._answer_timeout = answer_timeout
+        # Where a transfer that broke had begun, and whom to tell what became of its way.
+        self._doubts: dict[tuple[JID, Source], tuple[int, Callable[[bool], None]]] = {}
 
     async def send(self, source: Source, target: Target) -> Sent:
         """Send one file, by the first way that works.
@@ -185,10 +201,10 @@ class Sender:
 
     async def _send(self, source: Source, target: Target) -> Sent:
         methods = await self._methods(source.version.size, target)
-        async with _opened(source) as fd:
+        async with _opened(source) as (fd, changed):
             offer = await _make_offer(source, target, methods, fd)
             try:
-                return await self._transfer(fd, source, target, offer)
+                return await self._transfer(fd, changed, source, target, offer)
             except DeclinedError as error:
                 if not _is_of_methods(error) or not self._may_offer_more(methods):
                     raise
@@ -203,7 +219,7 @@ class Sender:
                 failure = error
             offer = replace(offer, sid=_new_sid(), methods=(si.IBB,))
             try:
-                return await self._transfer(fd, source, target, offer)
+                return await self._transfer(fd, changed, source, target, offer)
             except DeclinedError as error:
                 if not _is_of_methods(error):
                     raise
@@ -217,7 +233,9 @@ class Sender:
     async def _methods(self, size: int, target: Target) -> tuple[str, ...]:
         """What can be offered now (XEP-0096 section 3.1)."""
         methods = []
-        if self._requester is not None and await self._requester.ready():
+        # A way that is known to carry nothing is better than none.
+        to = target.jid if self._inband is not None else None
+        if self._requester is not None and await self._requester.ready(to):
             methods.append(si.BYTESTREAMS)
         if self._inband is not None:
             methods.append(si.IBB)
@@ -238,22 +256,26 @@ class Sender:
             )
         return tuple(methods)
 
-    async def _transfer(self, fd: int, source: Source, target: Target, offer: si.Offer) -> Sent:
+    async def _transfer(
+        self, fd: int, changed: int, source: Source, target: Target, offer: si.Offer
+    ) -> Sent:
         hasher = blake3.blake3()
         async with self._place(offer, target) as place:
-            answer, seal = await self._offer(offer, target)
+            with place.asking() if place else contextlib.nullcontext():
+                answer, seal = await self._offer(offer, target)
+            await self._judge(source, target, offer, answer)
             job = _Job(offer, answer, target, pump.Progress(answer.offset), hasher, seal)
             # Who asks for less than the rest has the others; we cannot know their hash.
             whole = answer.length is None
-            with self._watch(target, source, job.progress):
+            with self._watch(target, source, job.progress), self._doubting(source, job):
                 if whole:
-                    await pump.hash_prefix(fd, answer.offset, hasher)
+                    await pump.hash_prefix(fd, answer.offset, hasher, target.jid.bare)
                 # Nothing left to send needs no bytestream between syncds: an empty file, or
                 # one that has arrived whole before its receipt was lost. A plain client waits
                 # for a stream all the same.
                 if answer.offset < source.version.size or not target.is_syncd:
                     await self._stream(fd, job, place)
-                await _check_unchanged(source)
+                await _check_unchanged(fd, changed, source)
                 digest = hasher.digest() if whole else b""
                 beside = target.is_syncd and await self._finish(job, digest)
         return Sent(
@@ -266,8 +288,50 @@ class Sender:
         if self._requester is None or si.BYTESTREAMS not in offer.methods:
             yield None
             return
-        async with self._requester.place(target.jid) as place:
+        assert offer.size is not None
+        async with self._requester.place(target.jid, offer.size) as place:
             yield place
+
+    @contextlib.contextmanager
+    def _doubting(self, source: Source, job: _Job) -> Iterator[None]:
+        """Tell the way that it works when all has arrived; when it broke, the next answer does.
+
+        What the kernel took says nothing: where large packets get lost without a word (a path
+        MTU black hole), a connection comes about, takes some 100 KiB, and carries none of it.
+        """
+        try:
+            yield
+        except (ChangedError, IntegrityError, DeclinedError):
+            raise
+        except TransferError as error:
+            untold = not job.target.is_syncd and error.moved > MAX_BUFFERED
+            if job.carried is not None and error.type is ErrorType.WAIT and not untold:
+                while len(self._doubts) >= MAX_DOUBTS:
+                    del self._doubts[next(iter(self._doubts))]
+                key = job.target.jid.bare, source
+                self._doubts[key] = job.answer.offset, job.carried
+            raise
+        if job.carried is not None:
+            job.carried(True)
+
+    async def _judge(
+        self, source: Source, target: Target, offer: si.Offer, answer: si.Answer
+    ) -> None:
+        """See from an answer whether anything had arrived by the way that broke before.
+
+        Raises:
+          BytestreamError: None of the ways that were just offered carries anything.
+        """
+        began, carried = self._doubts.pop((target.jid.bare, source), (-1, None))
+        if carried is None or answer.offset > began:
+            return
+        carried(False)
+        assert self._requester is not None
+        others = si.IBB in offer.methods and answer.method == si.BYTESTREAMS
+        if others and not await self._requester.ready(target.jid):
+            raise BytestreamError(
+                f"connections to {target.jid.bare} come about, but no byte gets through"
+            )
 
     async def _offer(self, offer: si.Offer, target: Target) -> tuple[si.Answer, Seal | None]:
         offered = None
@@ -278,7 +342,9 @@ class Sender:
             offered = await self._seals.offer(offer, own, target.jid, can_seal=target.can_seal)
             if offered is not None:
                 offer = replace(offer, seal=offered.attributes())
-        patience = SYNCD_ANSWER_TIMEOUT if target.is_syncd else ANSWER_TIMEOUT
+        patience = SYNCD_ANSWER_TIMEOUT
+        if not target.is_syncd:
+            patience = self._answer_timeout or ANSWER_TIMEOUT
         try:
             result = await self._request("set", target.jid, si.make_offer(offer), patience)
         except StanzaError as error:
@@ -303,11 +369,19 @@ class Sender:
                     progress=progress,
                     throttle=self._throttle(job.target.jid.bare),
                     sealer=job.seal.sealer() if job.seal else None,
+                    peer=job.target.jid.bare,
                 )
                 await way.finish()
         except TransferError as error:
             job.note_progress(error)
             raise
+        except OfflineError as error:
+            if progress.offset == offset:
+                raise
+            # Through the server: what went out may have arrived, so the rest can go at once.
+            cut = TruncatedError(str(error), hint=error.hint)
+            job.note_progress(cut)
+            raise cut from error
 
     @contextlib.asynccontextmanager
     async def _bytestream(self, job: _Job, place: Place | None) -> AsyncIterator[_Way]:
@@ -316,7 +390,7 @@ class Sender:
         if job.answer.method == si.BYTESTREAMS:
             assert place is not None
             try:
-                opened = await place.open(sid)
+                opened = await place.open(sid, job.slack)
             except OpeningError as error:
                 if not error.same_sid or si.IBB not in job.offer.methods:
                     raise
@@ -326,6 +400,7 @@ class Sender:
                 patience = SAME_SID_TIMEOUT
             else:
                 job.progress.method = opened.method
+                job.carried = opened.carried
                 unsure = opened.method == "direct" and not target.is_syncd
                 finish = _linger if unsure else trio.aclose_forcefully
                 try:
@@ -337,7 +412,9 @@ class Sender:
                 return
         assert self._inband is not None
         window = SYNCD_WINDOW if target.is_syncd else ibb.WINDOW
-        opening = self._inband.open(target.jid, sid, window=window, timeout=patience)
+        opening = self._inband.open(
+            target.jid, sid, window=window, timeout=patience, slack=job.slack
+        )
         async with contextlib.AsyncExitStack() as stack:
             try:
                 sending = await stack.enter_async_context(opening)
@@ -366,7 +443,8 @@ class Sender:
         for attempt in range(1, RECEIPT_TRIES + 1):
             try:
                 question = si.make_finish(finish)
-                result = await self._request("set", target.jid, question, RECEIPT_TIMEOUT)
+                patience = RECEIPT_TIMEOUT + job.slack
+                result = await self._request("set", target.jid, question, patience)
             except OfflineError:
                 # The bytes are over there; only the question or the receipt was lost.
                 if attempt == RECEIPT_TRIES:
@@ -395,9 +473,13 @@ class Sender:
         raise AssertionError("the last try either returns or raises")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
-    """An accepted offer, and how far its bytes are."""
+    """An accepted offer, and how far its bytes are.
+
+    Attributes:
+      carried: To be told whether the bytes got through, once they are on a SOCKS5 bytestream.
+    """
 
     offer: si.Offer
     answer: si.Answer
@@ -405,6 +487,12 @@ class _Job:
     progress: pump.Progress
     hasher: blake3.blake3
     seal: Seal | None
+    carried: Callable[[bool], None] | None = None
+
+    @property
+    def slack(self) -> float:
+        """How much longer than usual the peer may take, to hash what it has; seconds."""
+        return pump.hashing_time(self.answer.offset) if self.target.is_syncd else 0.0
 
     @property
     def length(self) -> int:
@@ -500,21 +588,37 @@ def _md5(fd: int, size: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _opened(source: Source) -> AsyncIterator[int]:
-    """Open the file, and make sure that it is the version that was to be sent."""
+async def _opened(source: Source) -> AsyncIterator[tuple[int, int]]:
+    """Open the file, and make sure that it is the version that was to be sent.
+
+    Yields:
+      Its descriptor, and its ctime before the first byte is read, nanoseconds since 1970.
+    """
     fd = await pump.on_disk(open_source, source.root, source.path.split("/"))
     try:
-        if Identity.of(os.fstat(fd)) != source.version:
+        status = os.fstat(fd)
+        if Identity.of(status) != source.version:
             raise ChangedError("the file has changed since it was found")
-        yield fd
+        yield fd, status.st_ctime_ns
     finally:
         os.close(fd)
 
 
-async def _check_unchanged(source: Source) -> None:
-    """Look at the path, not at our descriptor: that keeps a deleted file alive."""
+async def _check_unchanged(fd: int, changed: int, source: Source) -> None:
+    """Make sure that what was read is one version of the file, and not parts of two.
+
+    The path is looked at, because our descriptor keeps a deleted file alive. The ctime is no
+    part of a version, or a ``chmod -R`` would send everything again; but a program that writes
+    in place and then puts the mtime back (``touch -r``, ``exiftool -P``) cannot put that one
+    back. While a file is read, nothing of ours changes it.
+
+    Raises:
+      ChangedError: It is to be sent anew.
+    """
     components = source.path.split("/")
-    if await pump.on_disk(identity_of, source.root, components) != source.version:
+    found = await pump.on_disk(identity_of, source.root, components)
+    status = await pump.on_disk(os.fstat, fd)
+    if found != source.version or status.st_ctime_ns != changed:
         raise ChangedError("the file changed, or went away, while it was being sent")
 
 
@@ -546,13 +650,15 @@ def explain(error: StanzaError, peer: JID) -> SyncdError:
         )
     # A server that wants less in a minute says policy-violation as well, with type wait.
     if error.condition in _DECLINED and error.type is not ErrorType.WAIT:
+        hint = "ask them why" if not reason or error.condition != "forbidden" else ""
+        if error.condition == "forbidden" and error.text in ("", NOT_ACCEPTED):
+            hint = "ask them to add you to accept_from, of the folder or of their [inbox]"
         return DeclinedError(
-            f"{peer.bare} does not accept the file{reason} [{error.condition}]",
-            hint="ask them to add you to accept_from, of the folder or of their [inbox]"
-            if error.condition == "forbidden"
-            else "ask them why",
+            f"{peer.bare} does not accept the file{reason} [{error.condition}]", hint=hint
         )
+    # The condition counts before the type: many a client gives every refusal the same one.
+    waits = error.type is ErrorType.WAIT or error.condition == "resource-constraint"
     return TransferError(
         f"{peer.bare} refused the file{reason} [{error.condition}]",
-        type=ErrorType.WAIT if error.type is ErrorType.WAIT else ErrorType.CANCEL,
+        type=ErrorType.WAIT if waits else ErrorType.CANCEL,
     )

@@ -11,7 +11,6 @@ import logging
 import re
 import secrets
 import time
-import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -33,10 +32,10 @@ from syncd.sync.engine import Sent
 from syncd.sync.journal import OUTSIDE, Arrival
 from syncd.sync.plan import FileVersion
 from syncd.transfer import schema, si
-from syncd.transfer.incoming import Inbox, Known, Present
+from syncd.transfer.incoming import NOT_ACCEPTED, Inbox, Known, Present
 from syncd.transfer.receiver import Receiver
 from syncd.transfer.sender import Sender, Source, Target
-from syncd.wiring.allowances import Allowances
+from syncd.wiring.allowances import Allowances, Terms
 from syncd.wiring.status import peers_of
 from syncd.wiring.throttles import Throttles
 from syncd.xmpp import disco
@@ -119,11 +118,10 @@ class Links:
             inband=self.inband,
             throttle=self._throttles.down,
             seals=seals,
-            allowance=Allowances(
-                time.monotonic, {peer.jid: (peer.max_file, peer.quota) for peer in config.peers}
-            ).of,
+            allowance=Allowances(time.monotonic, _terms(config)).of,
             beside=self._beside,
             held=self._held,
+            is_there=lambda jid: self.client.contacts.is_there(jid),
         )
         account = config.account
         jid, server = account.jid, account.server
@@ -140,7 +138,8 @@ class Links:
                 least=pin.mechanism,
                 sasl2=pin.sasl2,
                 # A server that chooses the resource cannot keep the one that the user chose.
-                agent="" if jid.resource else kept_name(config.state_dir / "agent", _new_agent),
+                agent="" if jid.resource else keyring.read_agent(config.state_dir),
+                keep_agent=partial(keyring.write_agent, config.state_dir),
                 tokens=Tokens(
                     read=partial(keyring.read_token, config.state_dir, jid),
                     write=partial(keyring.write_token, config.state_dir),
@@ -202,6 +201,7 @@ class Links:
             watch=self._watch_outgoing,
             throttle=self._throttles.up,
             seals=self._seals,
+            answer_timeout=self.config.transfer.answer_timeout,
         )
 
     async def _request(
@@ -327,29 +327,31 @@ class Links:
         if folder:
             found = self._folders.get(folder)
             if found is not None and sender in found.accept_from:
-                portable = found.names == "portable"
-                return Inbox(root=found.path, folder=folder, portable=portable)
+                return Inbox(
+                    root=found.path,
+                    folder=folder,
+                    portable=found.names == "portable",
+                    hidden=found.accept_hidden,
+                )
         elif self.config.inbox is not None and sender in self.config.inbox.accept_from:
             return Inbox(root=self.config.inbox.path, folder="")
-        raise DeclinedError("not accepted from you here")
+        raise DeclinedError(NOT_ACCEPTED)
 
     async def _known(self, inbox: Inbox, path: str) -> Known | None:
-        arrival = await self.engine.known_arrival(inbox.folder, path) if inbox.folder else None
+        arrival = await self.engine.known_arrival(inbox.folder, path)
         return None if arrival is None else _known(arrival)
 
     async def _beside(self, inbox: Inbox, path: str) -> list[Present]:
-        found = await self.engine.kept_beside(inbox.folder, path) if inbox.folder else []
+        found = await self.engine.kept_beside(inbox.folder, path)
         return [Present(path=each.version.path, known=_known(each)) for each in found]
 
     async def _held(self, inbox: Inbox, path: str, sender: JID) -> Identity | None:
         if not inbox.folder:
-            return None
+            return None  # nothing goes out from the inbox
         version = await self.engine.held(inbox.folder, path, str(sender))
         return None if version is None else _identity(version)
 
     async def _arriving(self, arriving: Arriving) -> None:
-        if not arriving.inbox.folder:
-            return  # nothing goes out from the inbox, so nothing can be echoed
         known = arriving.known
         version = FileVersion(
             folder=arriving.inbox.folder,
@@ -368,6 +370,13 @@ class Links:
                 source_path=arriving.source_path,
             )
         )
+
+
+def _terms(config: Config) -> dict[JID, Terms]:
+    return {
+        peer.jid: Terms(max_file=peer.max_file, quota=peer.quota, max_files=peer.max_files)
+        for peer in config.peers
+    }
 
 
 def _known(arrival: Arrival) -> Known:
@@ -421,7 +430,3 @@ def new_resource() -> str:
     """A resource for our full JID."""
     # ASCII, because clients hash it in different encodings.
     return f"syncd-{secrets.token_hex(4)}"
-
-
-def _new_agent() -> str:
-    return str(uuid.uuid4())

@@ -3,8 +3,14 @@
 A bucket is not filled, it owes time: `Bucket.take` counts bytes that have moved already and
 says when the last of them would have, at the limit. Whoever moved them waits until then, so
 those that share a bucket queue up behind each other, each for its own bytes: at the same size
-of steps they get the same share. Because it is time that is owed and not bytes, a limit can be
-changed at any moment, and what comes next already moves at the new one.
+of steps they get the same share.
+
+A limit can be changed at any moment, and what was owed at the old one is owed no more. Bytes
+that moved while the old one held are not counted at the new one either: a step that was right
+without a limit could take half a minute at a low one, and those of all who share it add up,
+beyond the patience of their peers. Whoever takes therefore says under which limits its bytes
+began to move (`Throttle.limits`), looks now and then while it waits whether they still hold,
+and begins anew with a small step if not. So a change costs a limit at most a step of each.
 
 Data threads take from several buckets at once, and several threads from one: each take happens
 under a lock, the same for all throttles that share a bucket, and nothing is waited for under
@@ -37,24 +43,35 @@ class Bucket:
     Args:
       rate: Bytes per second, at least `MIN_RATE`; `math.inf` for no limit.
 
+    Attributes:
+      changes: How often the rate has changed.
+
     Raises:
       ValueError: It is lower than that.
     """
 
     def __init__(self, rate: float = math.inf) -> None:
         self._free_at = -math.inf  # when everything so far has moved, at the limit
+        self._rate = 0.0
+        self.changes = 0
         self.rate = rate
 
     @property
     def rate(self) -> float:
-        """Bytes per second; may be set at any time, from any thread."""
+        """Bytes per second; to be set under the lock of those who take.
+
+        Another one than before lets what is owed be forgotten.
+        """
         return self._rate
 
     @rate.setter
     def rate(self, rate: float) -> None:
         if not rate >= MIN_RATE:
             raise ValueError(f"a limit of {rate} bytes a second is too low")
-        self._rate = rate
+        if rate != self._rate:
+            self._rate = rate
+            self._free_at = -math.inf
+            self.changes += 1
 
     def take(self, count: int, now: float) -> float:
         """Count bytes that have moved.
@@ -90,12 +107,24 @@ class Throttle:
         self._clock = clock
         self._lock = lock
 
-    def take(self, count: int, /) -> float:
+    @property
+    def limits(self) -> int:
+        """Which limits hold: another number after each change."""
+        return sum(bucket.changes for bucket in self._buckets)
+
+    def take(self, count: int, /, limits: int | None = None) -> float:
         """Count bytes that have just moved.
+
+        Args:
+          count: How many.
+          limits: Under which they began to; if others hold by now, they are not counted. None:
+            they are in any case.
 
         Returns:
           How long to wait before more move, in seconds; the strictest limit says it.
         """
         with self._lock:
+            if limits is not None and limits != self.limits:
+                return 0.0
             now = self._clock()
             return max((bucket.take(count, now) for bucket in self._buckets), default=0.0)

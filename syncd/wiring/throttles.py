@@ -33,8 +33,10 @@ class Throttles:
           peer: Whose: a bare JID, or empty for everybody's together.
           rates: Bytes per second; 0 lifts a limit.
         """
-        for buckets, rate in ((self._up, rates.up), (self._down, rates.down)):
-            buckets.setdefault(peer, Bucket()).rate = max(rate, MIN_RATE) if rate else math.inf
+        with self._lock:
+            for buckets, rate in ((self._up, rates.up), (self._down, rates.down)):
+                bucket = buckets.setdefault(peer, Bucket())
+                bucket.rate = max(rate, MIN_RATE) if rate else math.inf
 
     def up(self, peer: JID) -> Throttle:
         """What slows down the bytes to a bare JID."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from syncd.bytestreams.ibb import BLOCK_SIZE
+from syncd.transfer.sender import SYNCD_WINDOW
 from tests.chaos.proxy import SECRET
 from tests.support.gate import Gate, open_gate
 from tests.support.pair import Pair
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.daemons import Daemons
     from tests.support.servers import Server
 
-Way = Literal["direct", "proxy"]
+Way = Literal["direct", "proxy", "ibb"]
 
 RELAY = f"relay.{DOMAIN}"
 
@@ -29,6 +31,9 @@ _COMPONENT = f"""
 Component "{RELAY}"
     component_secret = "{SECRET}"
 """
+
+# The bytes of the file in the blocks that a syncd sends before it hears of the first of them.
+WINDOW = SYNCD_WINDOW * BLOCK_SIZE
 
 # A Python program that imports trio; the rest is for a busy machine.
 _PROXY_TIMEOUT = 30.0  # seconds
@@ -40,7 +45,8 @@ class World:
 
     Attributes:
       way: Which of the ways its bytes can take.
-      server: Real, with everything on its disk.
+      server: Real, with everything on its disk. In-band, all that the sender says to it
+        goes through the gate.
       proxy: A process of its own; None where bytes go directly.
       pair: The two ends.
     """
@@ -61,11 +67,17 @@ class World:
         return ends if self.proxy is None else [*ends, self.proxy]
 
     def sent(self) -> int:
-        """How many bytes have come from the sender, on all bytestreams so far."""
+        """How many bytes have come from the sender so far, on all that goes by the gate."""
         return sum(self.gate.passed if self.way == "direct" else self.gate.taken)
 
     def in_flight(self) -> int:
-        """How many of these the receiver has not read: they lie in kernels, or at the proxy."""
+        """How many of these the receiver has not read: they lie in kernels, or at the proxy.
+
+        In-band they lie in the server as well, where nobody sees them: it is the most that
+        can be on its way then, without an answer.
+        """
+        if self.way == "ibb":
+            return WINDOW
         between = 0
         if self.way == "proxy":
             # One of its two connections takes the bytes, the other passes them on.
@@ -103,7 +115,9 @@ def open_world(way: Way, directory: Path, daemons: Daemons) -> Iterator[World]:
     (home := directory / f"server-{way}").mkdir()
     with (
         prosody(home, proxy=False) as server,
-        open_gate(advertise, listen, both_ways=way == "proxy") as gate,
+        open_gate(
+            advertise, server.port if way == "ibb" else listen, both_ways=way != "direct"
+        ) as gate,
     ):
         proxy = None
         if way == "proxy":
@@ -112,13 +126,17 @@ def open_world(way: Way, directory: Path, daemons: Daemons) -> Iterator[World]:
         alice = daemons.make(
             "alice", server, send_to=["bob"], listen=0, advertise=0, only_direct=True
         )
-        ways = f'advertise = ["127.0.0.1:{advertise}"]'
-        if way == "direct":
-            ways = f'listen = "127.0.0.1:{listen}"\n{ways}\nproxies = []'
-        else:
-            ways = f'direct = false\nproxies = ["{RELAY}"]'
-        _set_ways(alice.config_file, ways)
-        bob = daemons.make("bob", server, accept_from=["alice"], only_direct=True)
+        match way:
+            case "direct":
+                at = f'listen = "127.0.0.1:{listen}"\nadvertise = ["127.0.0.1:{advertise}"]'
+                _set_ways(alice.config_file, f"{at}\nproxies = []\nibb = false")
+            case "proxy":
+                ways = f'direct = false\nproxies = ["{RELAY}"]\nibb = false'
+                _set_ways(alice.config_file, ways)
+            case "ibb":
+                _set_ways(alice.config_file, "direct = false\nproxies = []")
+                _connect_to(alice.config_file, server.port, advertise)
+        bob = daemons.make("bob", server, accept_from=["alice"], only_direct=way != "ibb")
         world = World(
             way=way, server=server, proxy=proxy, pair=Pair(alice=alice, bob=bob, gate=gate)
         )
@@ -137,7 +155,14 @@ def _set_ways(config: Path, ways: str) -> None:
     text = config.read_text()
     head, _, rest = text.partition("[bytestreams]\n")
     _, _, tail = rest.partition("[[folder]]\n")
-    config.write_text(f"{head}[bytestreams]\n{ways}\nibb = false\n[[folder]]\n{tail}")
+    config.write_text(f"{head}[bytestreams]\n{ways}\n[[folder]]\n{tail}")
+
+
+def _connect_to(config: Path, server: int, gate: int) -> None:
+    """Reach the server through the gate."""
+    text = config.read_text()
+    assert f":{server}" in text
+    config.write_text(text.replace(f":{server}", f":{gate}"))
 
 
 def _join(server: Server, home: Path, component: int) -> None:

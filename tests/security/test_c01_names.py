@@ -17,13 +17,8 @@ import trio
 
 from syncd.disk import paths
 from syncd.disk.beneath import check_twins, open_source
-from syncd.disk.partial import (
-    MAX_AGE,
-    PartialFile,
-    clean,
-    identity_of,
-    key_of,
-)
+from syncd.disk.partial import PartialFile, clean, identity_of, key_of
+from syncd.disk.room import MAX_AGE
 from syncd.errors import DeclinedError, StanzaError, SyncdError
 from syncd.sync.walk import look_at, walk
 from syncd.transfer import si
@@ -136,15 +131,16 @@ async def test_offers_of_a_syncd_stay_in_the_folder(
 ) -> None:
     root.rmdir()
     async with open_peers(tmp_path) as peers:
-        count = 0
         with only_within(peers.folder, peers.inbox):
-            for name in NAMES[part::PARTS]:
-                count += await offer(peers, path=name, name="x")
-        # Each as it is called, or beside what stands in its way.
+            accepted = {
+                name for name in NAMES[part::PARTS] if await offer(peers, path=name, name="x")
+            }
+        # Each as it is called, or beside what stands in its way; but not below a file.
         expected = {name for name, _ in taken(root)} & set(NAMES[part::PARTS])
-        assert count == len(expected)
         received = peers.received()
-        assert len(received) > count * 9 // 10
+        below = {name for name in expected if name.rpartition("/")[0] in received}
+        assert expected - below <= accepted <= expected
+        assert len(received) > len(expected) * 9 // 10
         assert {name for name in received if ".conflict-alice-" not in name} <= expected
         assert all(path.name.endswith(".part") for path in peers.leftovers())
 
@@ -210,7 +206,7 @@ def replace(root: Path, name: str, components: tuple[str, ...]) -> None:
 
 def look(root: Path, name: str, components: tuple[str, ...]) -> None:
     check_twins(root, components)
-    look, _ = look_at(root, {name: True}).get(name, (None, False))
+    look, _ = look_at(root, {name: True}, []).get(name, (None, False))
     assert look is None or look.size == len(CONTENT)
     found = [path for batch in walk(root, [], name) for path, _ in batch]
     assert [path for path in found if not path.startswith(name)] == []
@@ -289,6 +285,38 @@ async def test_portable_folder_refuses_the_second_of_them_in_words(tmp_path: Pat
         assert peers.received()["readme"] == b"changed"
         with pytest.raises(DeclinedError, match="is the name of a device on Windows"):
             await peers.send(peers.write("nul.txt", b""))
+
+
+async def test_who_is_refused_for_a_twin_does_not_learn_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be a third's, and say much; our own log has it."""
+    async with open_peers(tmp_path) as peers:
+        peers.portable = True
+        (peers.folder / "Report Of 2029").write_bytes(b"of a third")
+        with caplog.at_level("INFO"), pytest.raises(DeclinedError) as caught:
+            await peers.send(peers.write("report of 2029", b""))
+    assert "Report Of 2029" not in f"{caught.value}{caught.value.hint}{caught.value.__cause__}"
+    assert "'Report Of 2029' is there" in caplog.text
+
+
+async def test_hidden_names_come_only_where_they_may(tmp_path: Path) -> None:
+    """What comes as .bashrc into a home is run; its sender's user hears what to change."""
+    hidden = (".bashrc", ".ssh/authorized_keys", "project/.git/hooks/post-commit")
+    async with open_peers(tmp_path) as peers:
+        peers.hidden = False
+        before = tree_state(tmp_path / "folder")
+        for name in hidden:
+            with pytest.raises(DeclinedError, match="begins with a dot") as caught:
+                await peers.send(peers.write(name, b"x"))
+            assert "ask for accept_hidden = true at this folder" in str(caught.value)
+            assert caught.value.hint == ""  # it is all said
+        assert tree_state(tmp_path / "folder") == before
+        await peers.send(peers.write("a.b/c.", b"x"))
+        peers.hidden = True
+        for name in hidden:
+            await peers.send(peers.found(name))
+        assert set(peers.received()) == {"a.b/c.", *hidden}
 
 
 async def test_portable_folder_takes_one_of_those_that_come_at_once(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import blake3
 import pytest
 
-from syncd.disk import beneath, partial
+from syncd.disk import beneath, room
 from syncd.disk.partial import Action, PartialFile, clean, identity_of, key_of
 from syncd.errors import SyncdError, TransferError
 from syncd.sync.walk import look_at, missing, walk
@@ -139,7 +139,7 @@ def clear_up(root: Path, number: int) -> None:
     with beneath.open_private(root) as private:
         for name in names:
             os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=private))
-    clean(root, number * partial.MAX_AGE)
+    clean(root, number * room.MAX_AGE)
 
 
 def scan(root: Path, number: int) -> None:
@@ -147,7 +147,7 @@ def scan(root: Path, number: int) -> None:
     # A directory that a walk had found before; its likeness outside holds one more.
     found += [path for batch in walk(root, [], "a") for path, _ in batch]
     assert [path for path in found if "secret" in path] == []
-    looks = look_at(root, {"a/secret": True, "a/b/file": True, "leaf": bool(number % 2)})
+    looks = look_at(root, {"a/secret": True, "a/b/file": True, "leaf": bool(number % 2)}, [])
     assert looks["a/secret"] == (None, False)
     for path in ("a/b/file", "leaf"):
         look, _ = looks[path]

@@ -9,26 +9,29 @@ from __future__ import annotations
 import logging
 import secrets
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+import blake3
 import pytest
 import trio
 
 from syncd.bytestreams import ibb, s5b
 from syncd.bytestreams.inband import Inband
 from syncd.config import load
-from syncd.errors import DeclinedError, ErrorType, StanzaError
+from syncd.errors import DeclinedError, ErrorType, StanzaError, TransferError
 from syncd.log import BURST, BURST_OF_ALL, INTERVAL_OF_ALL, Limiter
 from syncd.transfer import schema, si
 from syncd.wiring import links
-from syncd.wiring.allowances import OFFER_BURST, Allowances
+from syncd.wiring.allowances import ENTRY, OFFER_BURST, Allowances, Terms
 from syncd.wiring.status import Transfers
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_iq
 from syncd.xmpp.xml import make
 from tests.support.peers import (
     ALICE,
+    BOB,
     FOLDER,
     LONG_AGO,
     MALLORY,
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from syncd.xmpp.stanza import IqType
 
 
+MIB = 1 << 20  # bytes
+
+
 def offer(
     *,
     folder: str | None = FOLDER,
@@ -61,6 +67,7 @@ def offer(
         name=name,
         size=size,
         methods=(si.BYTESTREAMS, si.IBB),
+        ranged=sync is not None,
         sync=sync,
     )
 
@@ -289,16 +296,16 @@ async def test_c04_a_file_that_is_too_long_for_its_peer_never_begins(tmp_path: P
 
 async def test_c04_no_more_comes_in_a_day_than_its_peer_may_send(tmp_path: Path) -> None:
     async with open_peers(tmp_path) as peers:
-        limit(peers, quota=250)
+        limit(peers, quota=250_000)
         for name in ("a", "b"):
-            assert (await peers.send(peers.write(name, name.encode() * 100))).confirmed
+            assert (await peers.send(peers.write(name, name.encode() * 100_000))).confirmed
         await peers.settled()
-        third = offer(path="c", size=100)
+        third = offer(path="c", size=100_000)
         error = await refused(peers.ask(si.make_offer(third)))
         assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
         # What is there already costs nothing, and what fits comes.
         assert (await peers.send(peers.found("a"))).confirmed
-        assert (await peers.send(peers.write("d", b"d" * 50))).confirmed
+        assert (await peers.send(peers.write("d", b"d" * 50_000))).confirmed
         assert sorted(peers.received()) == ["a", "b", "d"]
 
 
@@ -306,17 +313,172 @@ async def test_c04_offers_that_wait_do_not_add_up_to_more_than_the_quota(
     tmp_path: Path,
 ) -> None:
     async with open_peers(tmp_path) as peers:
-        limit(peers, quota=250)
+        limit(peers, quota=250_000)
         for name in ("a", "b"):
-            await peers.ask(si.make_offer(offer(path=name, size=100)))
-        error = await refused(peers.ask(si.make_offer(offer(path="c", size=100))))
+            await peers.ask(si.make_offer(offer(path=name, size=100_000)))
+        error = await refused(peers.ask(si.make_offer(offer(path="c", size=100_000))))
         assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
         # Both end without a byte, and so may others come.
         for incoming in peers.incoming:
             incoming.scope.cancel()
         await peers.settled()
-        assert (await peers.send(peers.write("d", b"d" * 250))).confirmed
+        assert (await peers.send(peers.write("d", b"d" * 250_000))).confirmed
 
 
-def limit(peers: Peers, *, max_file: int = 0, quota: int = 0) -> None:
-    peers.allowances = Allowances(lambda: 0.0, {ALICE.bare: (max_file, quota)})
+async def test_c04_what_is_refused_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    """Neither room that was reserved for it, nor a name."""
+    async with open_peers(tmp_path) as peers:
+        limit(peers, quota=100 * MIB)
+        await peers.ask(si.make_offer(offer(path="accepted", size=60 * MIB)))
+        before = snapshot(tmp_path)
+        for number in range(20):
+            each = offer(path=f"{number}", size=60 * MIB)
+            error = await refused(peers.ask(si.make_offer(each)))
+            assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        assert snapshot(tmp_path) == before
+        assert taken(peers.folder) < 61 * MIB
+
+
+async def test_c04_what_never_comes_takes_no_room(tmp_path: Path) -> None:
+    """An offer that is given up, by whomever, gives its room back at once."""
+    async with open_peers(tmp_path) as peers:
+        for number in range(3):
+            await peers.ask(si.make_offer(offer(path=f"{number}", size=60 * MIB)))
+            await peers.ask(si.make_offer(offer(folder=None, size=60 * MIB)))
+        assert taken(peers.folder) + taken(peers.inbox) >= 360 * MIB
+        for incoming in peers.incoming:
+            incoming.scope.cancel()
+        await peers.settled()
+        assert peers.leftovers() == []
+
+
+async def test_c04_what_came_of_a_file_takes_only_its_own_room(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        each = offer(path="a", size=60 * MIB)
+        await peers.ask(si.make_offer(each))
+        stream = await open_by_hand(peers, each.sid)
+        await stream.send_all(bytes(2 * MIB))
+        await stream.aclose()
+        await peers.settled()
+        [partial] = peers.partials()
+        assert partial.stat().st_size == 2 * MIB
+        assert taken(peers.folder) < 3 * MIB
+
+
+async def test_c04_empty_files_and_directories_are_not_free(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        limit(peers, quota=10 * ENTRY)
+        for number in range(6):
+            assert (await peers.send(peers.write(f"{number}", b""))).confirmed
+        await peers.settled()
+        error = await refused(peers.ask(si.make_offer(offer(path="a/b/c/d/e", size=1))))
+        assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        assert (await peers.send(peers.write("a/b/c/d", b""))).confirmed
+        await peers.settled()
+        with pytest.raises(TransferError, match="as much as is accepted from you in a day"):
+            await peers.send(peers.write("7", b""))
+
+
+async def test_c04_no_more_files_come_in_a_day_than_its_peer_may_send(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers:
+        limit(peers, max_files=3)
+        assert (await peers.send(peers.write("a", b"x"))).confirmed
+        assert (await peers.send(peers.write("b/c", b"x"))).confirmed
+        await peers.settled()
+        with pytest.raises(TransferError, match="as many files as are accepted") as caught:
+            await peers.send(peers.write("d", b"x"))
+        assert caught.value.type == ErrorType.WAIT
+        assert (await peers.send(peers.found("a"))).confirmed
+
+
+async def test_c04_who_begins_anew_all_the_time_pays_for_every_byte(tmp_path: Path) -> None:
+    """A plain client is asked to go on, and sends the whole file instead."""
+    data = blake3.blake3(b"content").digest(8 * MIB)
+    each = replace(offer(folder=None, size=len(data)), ranged=True)
+    async with open_peers(tmp_path) as peers:
+        limit(peers, quota=16 * MIB)
+        counted = []
+        for _ in range(3):
+            this = replace(each, sid=secrets.token_hex(16))
+            await peers.ask(si.make_offer(this))
+            stream = await open_by_hand(peers, this.sid)
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(data[: 7 * MIB])
+            await stream.aclose()
+            await peers.settled()
+            counted.append(peers.allowances.of(ALICE.bare)._came.sum())
+        # The third would be more than its day's, which shows as soon as it begins anew.
+        assert counted[:2] == [7 * MIB, 14 * MIB]
+        assert 14 * MIB <= counted[2] <= 15 * MIB
+        # Who goes on where it was asked to pays for the rest.
+        limit(peers, quota=16 * MIB)
+        this = replace(each, sid=secrets.token_hex(16))
+        answer = si.read_answer((await peers.ask(si.make_offer(this))).payload, this)
+        stream = await open_by_hand(peers, this.sid)
+        await stream.send_all(data[answer.offset :])
+        await stream.aclose()
+        await peers.settled()
+        assert peers.received() == {this.name: data}
+        assert peers.allowances.of(ALICE.bare)._came.sum() == len(data) - answer.offset
+
+
+async def test_c04_what_could_not_be_accepted_sets_nothing_aside(tmp_path: Path) -> None:
+    """Neither when the disk refuses it, nor when another was faster."""
+    async with open_peers(tmp_path) as peers:
+        limit(peers, quota=1 << 70)
+        error = await refused(peers.ask(si.make_offer(offer(size=2**63 - 1))))
+        assert error.condition == "not-acceptable"
+        twice = [offer(path=path, sid="same") for path in ("a", "b")]
+        outcomes: list[str] = []
+
+        async def ask(each: si.Offer) -> None:
+            try:
+                outcomes.append((await peers.ask(si.make_offer(each))).type)
+            except StanzaError as refusal:
+                outcomes.append(refusal.condition)
+
+        async with trio.open_nursery() as nursery:
+            for each in twice:
+                nursery.start_soon(ask, each)
+        assert sorted(outcomes) == ["not-acceptable", "result"]
+        allowance = peers.allowances.of(ALICE.bare)
+        assert (allowance._reserved, allowance._to_make) == (ENTRY, 1)
+        peers.incoming[-1].scope.cancel()
+        await peers.settled()
+        assert (allowance._reserved, allowance._to_make, allowance._came.sum()) == (0, 0, 0)
+
+
+async def test_c04_an_offer_that_brings_nothing_costs_nothing(tmp_path: Path) -> None:
+    """Not even of a file of which something is there, and would be asked for twice."""
+    each = replace(offer(folder=None, size=MIB), ranged=True)
+    async with open_peers(tmp_path) as peers:
+        limit(peers, quota=2 * MIB)
+        for count in (300_000, 0):
+            this = replace(each, sid=secrets.token_hex(16))
+            await peers.ask(si.make_offer(this))
+            stream = await open_by_hand(peers, this.sid) if count else None
+            if stream is not None:
+                await stream.send_all(bytes(count))
+                await stream.aclose()
+            else:
+                peers.incoming[-1].scope.cancel()
+            await peers.settled()
+            assert peers.allowances.of(ALICE.bare)._came.sum() == 300_000
+
+
+async def open_by_hand(peers: Peers, sid: str) -> trio.SocketStream:
+    """Open a bytestream for an accepted offer of Alice's."""
+    host = s5b.Streamhost(ALICE, "127.0.0.1", peers.listener.port)
+    with peers.listener.expect(s5b.dstaddr(sid, ALICE, BOB)) as slot:
+        await peers.ask(s5b.make_query(sid, [host]))
+        return await slot.winner()
+
+
+def limit(peers: Peers, *, max_file: int = 0, quota: int = 0, max_files: int = 0) -> None:
+    terms = Terms(max_file=max_file, quota=quota, max_files=max_files)
+    peers.allowances = Allowances(lambda: 0.0, {ALICE.bare: terms})
+
+
+def taken(root: Path) -> int:
+    """What is unfinished in a folder takes of the disk, bytes."""
+    return sum(path.lstat().st_blocks * 512 for path in root.glob(".syncd/*"))

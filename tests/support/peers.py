@@ -424,10 +424,12 @@ class Peers:
       incoming: Every transfer that Bob accepted, in order.
       sending: The progress of every transfer that Alice began, in order.
       online: What both ends know of themselves.
+      there: Whose presence Bob sees.
       allowances: What Bob lets others send.
       pins: What each end has stored of the other's keys, by whose and about whom.
       seals: What each end decides by; empty if nothing is sealed.
       portable: Whether Bob takes only names that every system can hold and tell apart.
+      hidden: Whether Bob takes names that begin with a dot.
       on_arriving: Run when Bob's journal is told of a file, right before it gets its name.
     """
 
@@ -454,7 +456,9 @@ class Peers:
         self.incoming: list[Incoming] = []
         self.sending: list[Progress] = []
         self.online = True
+        self.there: set[JID] = set()
         self.portable = False
+        self.hidden = True
         self.allowances = Allowances(trio.current_time, {})
         self.on_arriving: Callable[[Arriving], Awaitable[None]] = _nothing
         self.pins: dict[tuple[JID, JID], Pin] = {}
@@ -536,6 +540,7 @@ class Peers:
             allowance=lambda peer: self.allowances.of(peer),
             beside=self._beside,
             held=self._held,
+            is_there=lambda jid: jid in self.there,
         )
         self.server.attach(
             BOB,
@@ -562,7 +567,9 @@ class Peers:
     def _inbox_for(self, sender: JID, folder: str) -> Inbox:
         if sender == ALICE.bare and folder in ("", FOLDER):
             root = self.folder if folder else self.inbox
-            return Inbox(root=root, folder=folder, portable=self.portable)
+            return Inbox(
+                root=root, folder=folder, portable=self.portable, hidden=self.hidden
+            )
         raise DeclinedError("not accepted from you here")
 
     async def _known(self, inbox: Inbox, path: str) -> Known | None:
@@ -586,8 +593,7 @@ class Peers:
         await trio.lowlevel.checkpoint()
         self.arrived.append(arriving)
         await self.on_arriving(arriving)
-        if arriving.inbox.folder:
-            self.journal[arriving.inbox.folder, arriving.path] = arriving.known
+        self.journal[arriving.inbox.folder, arriving.path] = arriving.known
 
     @contextlib.contextmanager
     def _watch_incoming(self, incoming: Incoming) -> Iterator[None]:

@@ -276,9 +276,10 @@ class Recorder:
 
     def __init__(self, seconds: Callable[[int], float]) -> None:
         self.taken: list[int] = []
+        self.limits = 0
         self._seconds = seconds
 
-    def take(self, count: int, /) -> float:
+    def take(self, count: int, /, limits: int) -> float:
         self.taken.append(count)
         return self._seconds(count)
 
@@ -348,10 +349,65 @@ def test_steps_are_as_large_as_the_limit_allows() -> None:
         fast.pause(fast.turn)
     assert fast.turn == CHUNK
     slow = Work(0, 1 << 40, None, Progress(), Recorder(lambda _: 3600.0))
+    slow.turn = CHUNK
     slow.stop = NoTime(False)
     slow.pause(1)
     assert slow.turn == 1024
     assert Work(0, 1, None, Progress()).turn == CHUNK
+
+
+@pytest.mark.parametrize("lifted", [False, True])
+def test_pause_ends_when_the_limit_changes_and_a_small_step_is_next(lifted: bool) -> None:
+    throttle = Recorder(lambda _: 80.0)
+    work = Work(0, 1 << 40, None, Progress(), throttle)
+    work.turn = CHUNK
+    waits: list[float | None] = []
+
+    class Changing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            throttle.limits += lifted and len(waits) == 8
+            return False
+
+    work.stop = Changing()
+    work.pause(CHUNK)
+    assert sum(filter(None, waits)) == (2.0 if lifted else 80.0)
+    assert max(filter(None, waits)) == 0.25
+    assert work.turn == 1024 if lifted else 3276
+
+
+def test_four_transfers_that_are_suddenly_slowed_down_wait_less_than_their_peers() -> None:
+    """Each is in the middle of the largest step, without a limit until now."""
+    now = 0.0
+    bucket = Bucket()
+    throttle = Throttle([bucket], clock=lambda: now, lock=nullcontext())
+    works = [Work(0, 1 << 40, None, Progress(), throttle) for _ in range(4)]
+    waited = {id(work): 0.0 for work in works}
+
+    class Counted(threading.Event):
+        def __init__(self, work: Work) -> None:
+            super().__init__()
+            self._work = id(work)
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waited[self._work] += timeout
+            return False
+
+    for work in works:
+        work.stop = Counted(work)
+        work.turn = CHUNK
+    bucket.rate = 50 * 1024
+    due = {id(work): 0.0 for work in works}
+    longest = 0.0
+    while now < 20:
+        work = min(works, key=lambda work: due[id(work)])
+        now = max(now, due[id(work)])
+        waited[id(work)] = 0.0
+        work.pause(work.turn)
+        due[id(work)] = now + waited[id(work)]
+        longest = max(longest, waited[id(work)])
+    assert 0.0 < longest < 5.0
 
 
 def test_nobody_waits_after_the_last_byte() -> None:

@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext, suppress
+from contextlib import AsyncExitStack, closing, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 import trio
 from blake3 import blake3
+from trio.testing import wait_all_tasks_blocked
 
 from syncd.disk.blocks import MIN_BLOCK
 from syncd.disk.partial import PartialFile, key_of
@@ -27,9 +28,12 @@ from syncd.errors import (
 from syncd.transfer import pump
 from syncd.transfer.datathread import CHUNK
 from syncd.transfer.pump import Progress, hash_prefix, prove, receive, send
+from syncd.xmpp.jid import JID
 from tests.support.processes import until as looking_until
 from tests.support.steps import cancelled_at, open_sockets
 from tests.support.tcp import connection, pattern, until
+
+SLOW, FAST = JID.parse("slow@example.org"), JID.parse("fast@example.org")
 
 # Reset instead of an orderly end, when the socket is closed.
 RESET = b"\1\0\0\0" + bytes(4)
@@ -416,13 +420,13 @@ async def test_hashing_can_be_cancelled(open_file: Callable[..., int]) -> None:
     assert scope.cancelled_caught
 
 
-async def test_no_more_than_eight_threads_move_data(open_file: Callable[..., int]) -> None:
-    """The ninth waits for its turn, and can be cancelled meanwhile; who sends does not wait."""
+async def test_no_more_threads_move_data_than_there_are(open_file: Callable[..., int]) -> None:
+    """The next waits for its turn, and can be cancelled meanwhile; who sends does not wait."""
     source, target = open_file("source", b"FILE"), open_file("target")
-    limiter = pump.data_limiter("in")
-    assert limiter.total_tokens == pump.DATA_THREADS == 8
+    limiter = pump.threads("in").limiter
+    assert limiter.total_tokens == pump.IN_THREADS == 32
     async with trio.open_nursery() as nursery:
-        held = [object() for _ in range(8)]
+        held = [object() for _ in range(pump.IN_THREADS)]
         for each in held:
             limiter.acquire_on_behalf_of_nowait(each)
         async with connection() as (a, b):
@@ -435,6 +439,76 @@ async def test_no_more_than_eight_threads_move_data(open_file: Callable[..., int
         nursery.cancel_scope.cancel()
     assert content(target) == b""
     assert limiter.borrowed_tokens == 0
+
+
+async def test_peer_whose_transfers_never_end_has_only_its_share(
+    open_file: Callable[..., int],
+) -> None:
+    """Far more of its streams than threads carry nothing; another peer's file comes at once."""
+    target = open_file("target")
+    share = pump.PEER_THREADS
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        for number in range(pump.IN_THREADS + share):
+            _, stream = await stack.enter_async_context(connection())
+            file = open_file(f"slow{number}")
+
+            async def silent(stream: trio.SocketStream = stream, file: int = file) -> None:
+                progress = Progress()
+                await receive(
+                    stream, file, offset=0, length=1, hasher=None, progress=progress, peer=SLOW
+                )
+
+            nursery.start_soon(silent)
+        await wait_all_tasks_blocked()
+        assert pump.threads("in").limiter.borrowed_tokens == share < pump.IN_THREADS
+        a, b = await stack.enter_async_context(connection())
+        await a.send_all(b"FILE")
+        await a.aclose()
+        progress = Progress()
+        with trio.fail_after(20):
+            await receive(
+                b, target, offset=0, length=4, hasher=None, progress=progress, peer=FAST
+            )
+            # What must be hashed first waits for none of them, not even the same peer's.
+            await hash_prefix(target, 4, blake3(), SLOW)
+        nursery.cancel_scope.cancel()
+    assert content(target) == b"FILE"
+
+
+def test_transfers_are_admitted_as_many_as_have_a_thread_soon() -> None:
+    admission = pump.Admission()
+    for number in range(pump.PEER_THREADS * pump.MAX_QUEUED):
+        assert admission.has_room(0.0, SLOW)
+        admission.begin(number, SLOW, 0.0)
+    assert not admission.has_room(0.0, SLOW)
+    for number in range(pump.PEER_THREADS, pump.PEER_THREADS * pump.MAX_QUEUED):
+        admission.end(number)
+    assert admission.has_room(pump.SOON - 1, SLOW)
+    # By now those that are left are slow ones; of their threads none is free soon.
+    assert not admission.has_room(pump.SOON, SLOW)
+    assert admission.has_room(pump.SOON, FAST)
+    assert admission.has_room(pump.SOON)
+    admission.end(0)
+    admission.end(0)
+    for number in range(100, 100 + pump.MAX_QUEUED):
+        assert admission.has_room(pump.SOON, SLOW)
+        admission.begin(number, SLOW, pump.SOON)
+    assert not admission.has_room(pump.SOON, SLOW)
+
+
+def test_all_threads_together_have_their_limit_as_well() -> None:
+    admission = pump.Admission()
+    for number in range(pump.IN_THREADS):
+        admission.begin(number, JID.parse(f"p{number}@example.org"), 0.0)
+    assert admission.has_room(0.0)
+    assert not admission.has_room(pump.SOON)
+    assert admission.has_room(pump.SOON, FAST)
+
+
+def test_patience_grows_with_what_is_hashed_first_and_not_without_end() -> None:
+    assert pump.hashing_time(0) == 0.0
+    assert pump.hashing_time(3_600_000_000) == 720.0
+    assert pump.hashing_time(1 << 60) == pump.MAX_HASHING
 
 
 async def test_cancelling_at_any_step_leaves_no_socket_open(
@@ -458,8 +532,8 @@ async def test_cancelling_at_any_step_leaves_no_socket_open(
             cancelled = await cancelled_at(step, whole)
             await a.aclose()
             assert open_sockets() == before - 1, f"cancelled at step {step}"
-            assert pump.data_limiter("in").borrowed_tokens == 0
-            assert pump.data_limiter("out").borrowed_tokens == 0
+            assert pump.threads("in").limiter.borrowed_tokens == 0
+            assert pump.threads("out").limiter.borrowed_tokens == 0
     assert step > 5
     assert content(target) == pattern(1000)
 
@@ -533,7 +607,7 @@ async def test_proving_can_be_cancelled(tmp_path: Path) -> None:
         with trio.move_on_after(0.05) as scope:
             await prove(partial)
         assert scope.cancelled_caught
-    assert pump.data_limiter("in").borrowed_tokens == 0
+    assert pump.threads("hash").limiter.borrowed_tokens == 0
 
 
 RECEIVER = """

@@ -26,7 +26,7 @@ from syncd.errors import (
     SyncdError,
     TransferError,
 )
-from syncd.transfer import receiver, si, taking
+from syncd.transfer import pump, receiver, si, taking
 from syncd.transfer.sender import Sent, Source, Target
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_iq
@@ -262,28 +262,77 @@ async def test_file_that_is_offered_again_ends_its_former_transfer(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("sids", "condition"), [("1 1", "not-acceptable"), ("1 2", "resource-constraint")]
+    ("sids", "paths", "condition"),
+    [
+        ("11", "aa", "resource-constraint"),
+        ("12", "aa", "resource-constraint"),
+        ("11", "ab", "not-acceptable"),
+    ],
 )
 async def test_file_that_is_offered_twice_at_once_is_taken_once(
-    tmp_path: Path, sids: str, condition: str
+    tmp_path: Path, sids: str, paths: str, condition: str
 ) -> None:
-    """Two transfers must never write to one partial file."""
+    """Two transfers must never write to one partial file, or be known by one sid."""
     async with open_peers(tmp_path) as peers:
         outcomes: list[str] = []
 
-        async def ask(sid: str) -> None:
+        async def ask(sid: str, path: str) -> None:
             try:
-                answer = await peers.ask(si.make_offer(an_offer(sid=sid)))
+                answer = await peers.ask(si.make_offer(an_offer(sid=sid, path=path)))
             except StanzaError as error:
                 outcomes.append(error.condition)
             else:
                 outcomes.append(answer.type)
 
         async with trio.open_nursery() as nursery:
-            for sid in sids.split():
-                nursery.start_soon(ask, sid)
-        assert sorted(outcomes) == [condition, "result"]
+            for sid, path in zip(sids, paths, strict=True):
+                nursery.start_soon(ask, sid, path)
+        assert sorted(outcomes) == sorted([condition, "result"])
         assert len(peers.partials()) == 1
+
+
+@pytest.mark.parametrize("resource", [ALICE.resource, "phone"])
+async def test_two_files_of_one_name_from_plain_clients_at_once_both_arrive(
+    tmp_path: Path, resource: str
+) -> None:
+    """Cameras count from one again; nothing of the first may be given up for the second."""
+    files = [(ALICE, content(300_000)), (ALICE.with_resource(resource), content(400_000))]
+    async with open_peers(tmp_path) as peers:
+        streams = []
+        for sender, data in files:
+            offer = replace(an_offer(path=None, name="IMG_1.jpg", size=len(data)), ranged=True)
+            await peers.ask(si.make_offer(offer), sender=sender)
+            stream = await open_by_hand(peers, offer.sid, sender)
+            await stream.send_all(data[:150_000])
+            streams.append((stream, data))
+        assert len(peers.partials()) == 2
+        for stream, data in streams:
+            await stream.send_all(data[150_000:])
+            await stream.aclose()
+        await peers.settled()
+        assert set(peers.received().values()) == {data for _, data in files}
+        assert peers.partials() == []
+
+
+@pytest.mark.parametrize("online", [True, False])
+async def test_another_syncd_of_the_same_account_waits_as_long_as_the_first_is_there(
+    tmp_path: Path, online: bool
+) -> None:
+    """Would each end the other's transfer, neither would ever be through."""
+    async with open_peers(tmp_path) as peers:
+        if online:
+            peers.there.add(ALICE)
+        await peers.ask(si.make_offer(an_offer(size=MIB)))
+        [first] = peers.incoming
+        asking = peers.ask(
+            si.make_offer(an_offer(size=MIB)), sender=ALICE.with_resource("phone")
+        )
+        if online:
+            error = await refused(asking)
+            assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        else:
+            assert (await asking).type == "result"
+        assert first.ended.is_set() is not online
 
 
 # Being there already
@@ -319,6 +368,40 @@ async def test_copy_that_is_kept_beside_comes_once(tmp_path: Path, sealed: bool)
         assert await peers.send(source) == expected
         assert offsets(peers) == [0, MIB]
         assert sorted(peers.received().values()) == sorted([b"ours", data])
+
+
+@pytest.mark.parametrize("taken_by", ["nobody", "us", "the same sender"])
+async def test_lost_receipt_costs_nothing_of_the_inbox_either(
+    tmp_path: Path, taken_by: str
+) -> None:
+    """As in a folder: neither bytes again, nor another copy."""
+    data, taken = content(MIB), taken_by != "nobody"
+    async with open_peers(tmp_path) as peers:
+        if taken_by == "us":
+            (peers.inbox / "a").write_bytes(b"ours")
+        elif taken:
+            await plain_send(peers, "a", b"ours")
+        source = replace(peers.write("a", data), folder="")
+        for _ in range(2):
+            peers.server.inject(si.FINISH, *[Fault.LOSE_ANSWER] * 3)
+            with pytest.raises(OfflineError):
+                await peers.send(source)
+            await peers.restart_receiver()
+        assert await peers.send(source) == Sent(True, digest(data), beside=taken)
+        assert offsets(peers)[-3:] == [0, MIB, MIB]
+        assert peers.relay.passed == MIB
+        assert sorted(peers.received().values()) == sorted([data, *[b"ours"] * taken])
+
+
+async def test_inbox_keeps_every_file_of_one_name(tmp_path: Path) -> None:
+    """Two that a syncd sends outside any folder share no more than the name."""
+    async with open_peers(tmp_path) as peers:
+        sources = []
+        for data in (b"report", b"another report", b"a third"):
+            source = replace(peers.write("a", data), folder="")
+            sources.append((await peers.send(source)).beside)
+        assert sources == [False, True, True]
+        assert sorted(peers.received().values()) == [b"a third", b"another report", b"report"]
 
 
 @pytest.mark.parametrize("change", ["copy deleted", "copy edited", "ours deleted"])
@@ -632,6 +715,29 @@ async def test_no_more_transfers_than_can_be_kept_open(
         assert len(peers.partials()) == 2
 
 
+async def test_offer_that_would_wait_for_slow_transfers_is_to_come_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepted, it would wait for a thread longer than its sender does, who blames the way."""
+    monkeypatch.setattr(pump, "PEER_THREADS", 2)
+    async with open_peers(tmp_path) as peers:
+        for name in ("a", "b"):
+            await peers.ask(si.make_offer(an_offer(path=name)))
+        # Taken for short ones as yet, as many small files are that come at once.
+        await peers.ask(si.make_offer(an_offer(path="c")))
+        monkeypatch.setattr(pump, "SOON", 0.0)
+        error = await refused(peers.ask(si.make_offer(an_offer(path="d"))))
+        assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        assert len(peers.partials()) == 3
+        # A plain client would not come again, and is in nobody's way but its own.
+        await peers.ask(si.make_offer(an_offer(path=None, name="e")))
+        monkeypatch.setattr(pump, "IN_THREADS", 4)
+        error = await refused(peers.ask(si.make_offer(an_offer(path=None, name="f"))))
+        assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        await peers.restart_receiver()
+        await peers.ask(si.make_offer(an_offer(path="d")))
+
+
 async def test_offers_that_come_at_once_do_not_pass_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -691,8 +797,8 @@ async def test_bytestream_that_is_never_opened_ends_the_transfer(
         for offer in offers:
             query = s5b.make_query(offer.sid, streamhosts(peers))
             assert (await refused(peers.ask(query))).condition == "not-acceptable"
-        # What can be resumed is kept, even when it is nothing yet.
-        assert [path.parent.parent for path in peers.partials()] == [peers.folder]
+        # Nothing came that could be gone on from: who offers and never sends leaves nothing.
+        assert peers.leftovers() == []
 
 
 async def test_transfer_that_is_never_finished_ends_and_keeps_its_bytes(
@@ -838,6 +944,48 @@ async def dead_port() -> int:
     return port
 
 
+@pytest.mark.parametrize("there", ["nobody", "another server"])
+async def test_c04_who_names_streamhosts_does_not_hear_why_none_worked(
+    tmp_path: Path,
+    there: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An allowed peer is not to look through us at what listens in our network."""
+    monkeypatch.setattr(taking, "NEXT_WAY_TIMEOUT", 0.05)
+    caplog.set_level("INFO")
+    async with open_peers(tmp_path) as peers:
+        [listening] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listening.socket.getsockname()[1]
+        async with listening, trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                async with await listening.accept() as stream:
+                    await stream.send_all(b"220 mail.example.org\r\n")
+
+            if there == "nobody":
+                await listening.aclose()
+            else:
+                nursery.start_soon(serve)
+            offer = an_offer()
+            await peers.ask(si.make_offer(offer))
+            texts = []
+
+            async def finish() -> None:
+                asked = si.make_finish(si.Finish(sid=offer.sid, size=1, digest=bytes(32)))
+                texts.append((await refused(peers.ask(asked))).text)
+
+            # What waits when the transfer ends hears its reason, too.
+            nursery.start_soon(finish)
+            hosts = [s5b.Streamhost(ALICE, "127.0.0.1", port)]
+            error = await refused(peers.ask(s5b.make_query(offer.sid, hosts)))
+            assert error.condition == "item-not-found"
+            await peers.settled()
+        told = "no streamhost led to a bytestream (1 tried)"
+        assert (error.text, texts) == (told, [told])
+    assert f"127.0.0.1:{port}" in caplog.text
+
+
 async def test_streamhosts_that_lead_nowhere_end_the_transfer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -897,9 +1045,9 @@ async def test_bug_ends_one_transfer_and_no_other(
 
 
 async def test_offer_that_is_cancelled_at_any_step_leaves_nothing_open(tmp_path: Path) -> None:
-    """Its stream breaks while the disk is asked; of a sender that is sent the whole again."""
+    """Its stream breaks while the disk is asked."""
     async with open_peers(tmp_path) as peers:
-        offer = replace(an_offer(size=2), ranged=False)
+        offer = an_offer(size=2)
         key = key_of(str(ALICE.bare), FOLDER, "a", 2, LONG_AGO)
         payload = si.make_offer(offer)
         iq = Iq("set", "1", ALICE, payload, make_iq("set", "1", None, payload))
@@ -910,6 +1058,7 @@ async def test_offer_that_is_cancelled_at_any_step_leaves_nothing_open(tmp_path:
         for step in range(1, 1_000):
             partial = PartialFile(peers.folder, key, 2)
             os.pwrite(partial.fd, b"x", 0)
+            partial.blocks.update(memoryview(b"x"))
             partial.close()
             before = open_files()
             cancelled = await cancelled_at(step, ask)
@@ -942,8 +1091,7 @@ async def test_transfer_that_was_accepted_and_never_begun_is_let_go_as_well(
             await peers.stop_receiver()
             held.set()
         assert conditions == ["item-not-found"] * 2
-        assert open_files() == before
-        assert [path.parent.parent for path in peers.partials()] == [peers.folder]
+        assert (open_files(), peers.leftovers()) == (before, [])
 
 
 @pytest.mark.parametrize(
@@ -1012,25 +1160,25 @@ async def test_stopping_leaves_no_descriptor_open(tmp_path: Path) -> None:
         assert open_files() == before
 
 
-async def test_sender_that_cannot_begin_in_the_middle_is_asked_for_the_whole(
-    tmp_path: Path,
+@pytest.mark.parametrize("there", ["nothing", "a part", "all of it"])
+async def test_syncd_that_cannot_begin_in_the_middle_is_refused(
+    tmp_path: Path, there: str
 ) -> None:
-    data = content(2 * MIB)
+    """What is there could not be answered with an offset; no syncd offers so."""
     async with open_peers(tmp_path) as peers:
-        peers.relay.cut_at(MIB)
-        with pytest.raises(TransferError):
-            await peers.send(peers.write("a", data))
+        source = peers.write("a", content(2 * MIB))
+        if there == "a part":
+            peers.relay.cut_at(MIB)
+            with pytest.raises(TransferError):
+                await peers.send(source)
+        elif there == "all of it":
+            await peers.send(source)
         await peers.settled()
-        offer = replace(an_offer(size=len(data)), ranged=False)
-        answer = await peers.ask(si.make_offer(offer))
-        assert si.read_answer(answer.payload, offer).offset == 0
-        stream = await open_by_hand(peers, offer.sid)
-        await stream.send_all(data)
-        await stream.aclose()
-        finish = si.Finish(sid=offer.sid, size=len(data), digest=digest(data))
-        receipt = await peers.ask(si.make_finish(finish))
-        assert si.read_receipt(receipt.payload) == finish
-        assert peers.received() == {"a": data}
+        before = peers.leftovers()
+        offer = replace(an_offer(size=2 * MIB), ranged=False)
+        error = await refused(peers.ask(si.make_offer(offer)))
+        assert (error.type, error.condition) == (ErrorType.MODIFY, "bad-request")
+        assert peers.leftovers() == before
 
 
 # Plain clients
@@ -1336,7 +1484,9 @@ class NoReservation:
 async def test_disk_that_fills_up_while_bytes_arrive_keeps_what_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The file system neither reserves anything nor tells how much room it has."""
     monkeypatch.setattr(beneath, "_libc", NoReservation(beneath._libc))
+    monkeypatch.setattr(os, "fstatvfs", lambda _: os.statvfs_result((4096, 4096, *[0] * 8)))
     data = content(LARGE)
     async with open_peers(tmp_path) as peers:
         with small_disk(peers.folder):

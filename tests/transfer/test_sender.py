@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +11,11 @@ import blake3
 import pytest
 import trio
 
-from syncd.bytestreams import ibb, s5b
+from syncd.bytestreams import ibb, inband, outgoing, s5b
+from syncd.bytestreams.inband import Inband
+from syncd.bytestreams.proxies import Probed, Proxies
+from syncd.demo.faults import Faults
+from syncd.demo.proxy65 import Proxy65
 from syncd.errors import (
     BytestreamError,
     ChangedError,
@@ -18,21 +24,26 @@ from syncd.errors import (
     IntegrityError,
     OfflineError,
     RemoteProtocolError,
+    StalledError,
     StanzaError,
     SyncdError,
     TransferError,
 )
-from syncd.transfer import sender, si
+from syncd.transfer import pump, receiver, sender, si, taking
 from syncd.transfer.sender import Sender, Sent, Target
-from tests.support.peers import ALICE, BOB, Fault, Peers, open_files, open_peers
+from syncd.xmpp.jid import JID
+from tests.support.peers import ALICE, BOB, Fault, Peers, Relay, open_files, open_peers
 from tests.support.steps import cancelled_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from xml.etree.ElementTree import Element
 
+    from syncd.transfer.incoming import Arriving
     from syncd.transfer.sender import Source
-    from syncd.xmpp.stanza import Iq
+    from syncd.xmpp.stanza import Iq, IqType
+
+PROXY = JID.parse("proxy.example.org")
 
 TO_BOB = Target(jid=BOB, is_syncd=True)
 
@@ -235,6 +246,36 @@ async def test_file_that_changes_while_it_is_sent_is_never_delivered(
         if (peers.source / "a").exists():
             await peers.send(peers.found("a"))
             assert peers.received() == {"a": (peers.source / "a").read_bytes()}
+
+
+async def test_file_whose_change_hides_behind_its_old_time_is_never_delivered_torn(
+    tmp_path: Path,
+) -> None:
+    """A program writes into it while it is sent, and puts the mtime back (``touch -r``)."""
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", content(LARGE))
+        peers.relay.hold_at(5 * MIB)
+
+        async def interfere() -> None:
+            await peers.relay.reached.wait()
+            with (peers.source / "a").open("r+b") as file:
+                for place in (100, 12 * MIB):  # sent already, and not yet
+                    file.seek(place)
+                    file.write(b"NEW")
+            os.utime(peers.source / "a", ns=(source.version.mtime_ns,) * 2)
+            peers.relay.resume.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interfere)
+            with pytest.raises(ChangedError):
+                await peers.send(source)
+        assert (peers.received(), peers.found("a")) == ({}, source)
+        peers.relay.hold_at(None)
+        # What is over there now is of neither version, and goes on as neither.
+        with pytest.raises(TransferError, match="not what was sent; it is sent anew"):
+            await peers.send(source)
+        assert (await peers.send(source)).confirmed
+        assert peers.received() == {"a": (peers.source / "a").read_bytes()}
 
 
 async def test_file_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
@@ -446,6 +487,8 @@ async def test_refusal_to_store_is_explained(tmp_path: Path) -> None:
         (StanzaError(ErrorType.CANCEL, "not-allowed"), TransferError, ErrorType.CANCEL),
         (StanzaError(ErrorType.CANCEL, "undefined-condition"), TransferError, ErrorType.CANCEL),
         (StanzaError(ErrorType.WAIT, "resource-constraint"), TransferError, ErrorType.WAIT),
+        (StanzaError(ErrorType.MODIFY, "resource-constraint"), TransferError, ErrorType.WAIT),
+        (StanzaError(ErrorType.CANCEL, "resource-constraint"), TransferError, ErrorType.WAIT),
         (StanzaError(ErrorType.WAIT, "internal-server-error"), TransferError, ErrorType.WAIT),
         (StanzaError(ErrorType.CANCEL, "service-unavailable"), OfflineError, ErrorType.WAIT),
         (StanzaError(ErrorType.WAIT, "recipient-unavailable"), OfflineError, ErrorType.WAIT),
@@ -518,6 +561,32 @@ async def test_silence_after_an_offer_has_an_end(
         with pytest.raises(OfflineError):
             await peers.send(peers.write("a", b"x"))
         held.set()
+
+
+@pytest.mark.parametrize("is_syncd", [True, False])
+async def test_a_person_is_waited_for_as_long_as_is_configured(
+    tmp_path: Path, is_syncd: bool
+) -> None:
+    """A syncd asks nobody, and has its own deadline."""
+    async with open_peers(tmp_path) as peers:
+        patience: list[float] = []
+
+        async def request(kind: IqType, to: JID | None, payload: Element, timeout: float) -> Iq:
+            patience.append(timeout)
+            raise OfflineError("nobody is asked here")
+
+        asking = Sender(
+            request=request,
+            wait_online=peers.server.wait_online,
+            requester=None,
+            inband=Inband(request, max_block=lambda: ibb.MAX_BLOCK),
+            watch=lambda *_: contextlib.nullcontext(),
+            own_jid=lambda: ALICE,
+            answer_timeout=600.0,
+        )
+        with pytest.raises(OfflineError, match="nobody"):
+            await asking.send(peers.write("a", b"x"), Target(jid=BOB, is_syncd=is_syncd))
+        assert patience == [sender.SYNCD_ANSWER_TIMEOUT if is_syncd else 600.0]
 
 
 @pytest.mark.parametrize("offset", [b"-1", b"2", b"x"])
@@ -712,3 +781,197 @@ async def test_source_is_not_opened_twice_by_two_targets(tmp_path: Path) -> None
         assert peers.received() == {"a": data}
         assert (peers.inbox / "a").read_bytes() == data
         assert ALICE.bare in {arriving.known.peer for arriving in peers.arrived}
+
+
+# Ways that carry nothing
+
+
+def lose_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no end wait long for bytes."""
+    for moving in (pump.send, pump.receive):
+        assert moving.__kwdefaults__ is not None
+        monkeypatch.setitem(moving.__kwdefaults__, "idle_timeout", 0.3)
+
+
+async def open_proxy(peers: Peers, nursery: trio.Nursery) -> Relay:
+    """Let Alice know a proxy; returns what stands before it."""
+    proxy = Proxy65(PROXY, "127.0.0.1", Faults())
+    [listening] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    proxy.port = listening.socket.getsockname()[1]
+    relay = Relay(proxy)  # type: ignore[arg-type]  # only its port is asked for
+    await nursery.start(relay.serve)
+    nursery.start_soon(trio.serve_listeners, proxy.serve, [listening])
+
+    async def activate(iq: Iq) -> Element | None:
+        await trio.lowlevel.checkpoint()
+        return proxy.answer(iq, ALICE)
+
+    peers.server.attach(PROXY, {s5b.TAG: activate})
+    assert peers.sender._requester is not None
+    known = peers.sender._requester._proxies = Proxies((PROXY,), ALICE.domain)
+    found = s5b.Streamhost(PROXY, "127.0.0.1", relay.port)
+    known.tested(PROXY, [Probed(found, 0.1)], time.time())
+    return relay
+
+
+async def test_way_that_swallows_all_bytes_gives_way_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections come about, the kernel takes some bytes, and nothing arrives."""
+    lose_patience(monkeypatch)
+    data = content(2 * MIB)
+    async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+        relay = await open_proxy(peers, nursery)
+        peers.relay.hold_at(0)
+        source = peers.write("a", data)
+        with pytest.raises(StalledError) as caught:
+            await peers.send(source)
+        assert caught.value.moved > 0
+        await peers.settled()
+        assert await peers.send(source) == Sent(True, digest(data))
+        relay.hold_at(0)
+        source = peers.write("b", data)
+        with pytest.raises(StalledError):
+            await peers.send(source)
+        await peers.settled()
+        assert await peers.send(source) == Sent(True, digest(data))
+        # By now it is known before anything is offered.
+        assert await peers.send(peers.write("c", data)) == Sent(True, digest(data))
+        ways = [progress.method for progress in peers.sending]
+        assert ways == ["direct", "proxy", "proxy", "ibb", "ibb"]
+        assert peers.received() == dict.fromkeys("abc", data)
+        nursery.cancel_scope.cancel()
+
+
+async def test_small_file_that_only_the_kernel_has_taken_is_sent_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender was through at once, and its receiver has not seen a byte."""
+    lose_patience(monkeypatch)
+    async with open_peers(tmp_path) as peers:
+        peers.relay.hold_at(0)
+        source = peers.write("a", b"content")
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        assert await peers.send(source) == Sent(True, digest(b"content"))
+        assert [progress.method for progress in peers.sending] == ["direct", "ibb"]
+
+
+async def test_way_on_which_something_arrived_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_patience(monkeypatch)
+    data = content(2 * MIB)
+    async with open_peers(tmp_path) as peers:
+        peers.relay.hold_at(100_000)
+        source = peers.write("a", data)
+        with pytest.raises(StalledError):
+            await peers.send(source)
+        await peers.settled()
+        peers.relay.hold_at(None)
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert [progress.method for progress in peers.sending] == ["direct", "direct"]
+
+
+async def test_way_that_carries_nothing_is_used_when_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_patience(monkeypatch)
+    data = content(2 * MIB)
+    async with open_peers(tmp_path) as peers:
+        peers.sender = only_direct(peers)
+        peers.relay.hold_at(0)
+        source = peers.write("a", data)
+        for _ in range(2):
+            with pytest.raises(StalledError):
+                await peers.send(source)
+            await peers.settled()
+        peers.relay.hold_at(None)
+        assert await peers.send(source) == Sent(True, digest(data))
+
+
+async def test_refusal_of_a_file_that_has_arrived_is_no_fault_of_the_way(
+    tmp_path: Path,
+) -> None:
+    async with open_peers(tmp_path) as peers:
+
+        async def full(_: Arriving) -> None:
+            await trio.lowlevel.checkpoint()
+            raise TransferError("the disk is full")
+
+        accepting, peers.on_arriving = peers.on_arriving, full
+        source = peers.write("a", content(MIB))
+        with pytest.raises(TransferError, match="full"):
+            await peers.send(source)
+        await peers.settled()
+        peers.on_arriving = accepting
+        await peers.send(source)
+        await peers.send(peers.write("b", content(MIB)))
+        assert offered(peers, 2).methods == (si.BYTESTREAMS, si.IBB)
+        assert [progress.method for progress in peers.sending] == ["direct", "", "direct"]
+
+
+# What must be read first
+
+
+@pytest.mark.parametrize("way", ["direct", "ibb"])
+async def test_both_ends_wait_until_the_other_has_read_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Without any patience but the one for that, on a disk that reads 100 kB a second."""
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.cut_at(5 * MIB)
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        peers.relay.cut_at(None)
+        if way == "ibb":
+            peers.sender = peers.make_sender(None)
+        monkeypatch.setattr(pump, "SLOWEST_DISK", 100_000)
+        monkeypatch.setattr(outgoing, "USED_TIMEOUT", 0.0)
+        monkeypatch.setattr(inband, "ACK_TIMEOUT", 0.0)
+        monkeypatch.setattr(taking, "OPEN_TIMEOUT", 0.0)
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert [progress.method for progress in peers.sending] == ["direct", way]
+        assert peers.received() == {"a": data}
+
+
+async def test_both_ends_wait_as_well_when_nothing_is_left_to_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(5 * MIB)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.server.inject(si.FINISH, *[Fault.LOSE_ANSWER] * 3)
+        with pytest.raises(OfflineError):
+            await peers.send(source)
+        await peers.restart_receiver()
+        monkeypatch.setattr(pump, "SLOWEST_DISK", 100_000)
+        monkeypatch.setattr(receiver, "FINISH_TIMEOUT", 0.0)
+        monkeypatch.setattr(sender, "RECEIPT_TIMEOUT", 0.0)
+        assert await peers.send(source) == Sent(True, digest(data))
+
+
+async def test_stream_that_breaks_under_a_transfer_through_the_server_tells_how_far_it_was(
+    tmp_path: Path,
+) -> None:
+    """So that it goes on at once, and its next failure is not one more in a row."""
+    data = content(MIB)
+    async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+        peers.sender = peers.make_sender(None)
+
+        async def break_off() -> None:
+            await peers.server.asked(ibb.DATA)
+            while not peers.sending[0].offset:  # noqa: ASYNC110 - counted in its data thread
+                await trio.sleep(0.001)
+            peers.server.break_stream()
+
+        nursery.start_soon(break_off)
+        with pytest.raises(TransferError, match="the stream to the server ended") as caught:
+            await peers.send(peers.write("a", data))
+        assert caught.value.type is ErrorType.WAIT
+        assert (caught.value.began, caught.value.moved) == (0, peers.sending[0].offset)
+        assert caught.value.moved > 0

@@ -1,4 +1,7 @@
-"""Where a plain client begins; how its stream is opened is played in `tests/compat`."""
+"""Where a plain client begins, and what it hears when no streamhost of its leads to it.
+
+How its stream is opened is played in `tests/compat`.
+"""
 
 from __future__ import annotations
 

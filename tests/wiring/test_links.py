@@ -5,22 +5,29 @@ The part of `syncd.daemon` that needs no process of its own; the rest is in its 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
 
-from syncd.config import load
+from syncd.config import load, parse
+from syncd.disk.partial import Identity as FileIdentity
 from syncd.errors import ErrorType, OfflineError, StanzaError
+from syncd.sync.engine import Engine as SyncEngine
+from syncd.sync.journal import open_journal
 from syncd.sync.plan import Delivery, FileVersion
 from syncd.transfer import si
+from syncd.transfer.incoming import Arriving, Inbox, Known, Present
 from syncd.transfer.sender import Sent, Source, Target
 from syncd.wiring.links import MAX_RESOURCES_TRIED, Links
 from syncd.wiring.status import Transfers
 from syncd.xmpp.disco import Identity, make_info
+from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import PRESENCE
 from syncd.xmpp.xml import make
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 CONFIG = """\
@@ -81,6 +88,45 @@ def links(tmp_path: Path) -> Links:
     new = Links(config, "resource", Transfers())
     new.engine = Engine()  # type: ignore[assignment] # all that is asked of it here
     return new
+
+
+def test_what_a_folder_and_a_peer_are_allowed_is_what_counts(tmp_path: Path) -> None:
+    text = CONFIG + """
+accept_from = ["bob@example.org"]
+[[folder]]
+id = "music"
+path = "music"
+accept_from = ["bob@example.org"]
+names = "portable"
+accept_hidden = false
+[[peer]]
+jid = "bob@example.org"
+max_file = 10
+max_files = 2
+"""
+    config = parse(text, where=str(tmp_path / "c.toml"), environ={"HOME": "/home/alice"})
+    (tmp_path / "state").mkdir()
+    joined = Links(config, "resource", Transfers())
+    bob = JID.parse("bob@example.org")
+    assert [joined._inbox_for(bob, folder) for folder in ("photos", "music")] == [
+        Inbox(root=tmp_path / "photos", folder="photos"),
+        Inbox(root=tmp_path / "music", folder="music", portable=True, hidden=False),
+    ]
+    allowed = joined.receiver._allowance(bob)
+    allowed.check(10)
+    with pytest.raises(StanzaError, match="10 are accepted"):
+        allowed.check(11)
+    assert allowed.reserve(10, known=True, entries=2) == 10
+    with pytest.raises(StanzaError, match="as many files"):
+        allowed.reserve(10, known=True, entries=1)
+
+
+@contextlib.asynccontextmanager
+async def remembering(links: Links) -> AsyncIterator[Links]:
+    """With a journal, as it is after a start of the daemon."""
+    async with open_journal(links.config.state_dir) as journal:
+        links.engine = SyncEngine(journal, [], links.send, limit_of=links.limit_of, places=1)
+        yield links
 
 
 def come(links: Links, *jids: str, features: frozenset[str] = si.REQUIRED_FEATURES) -> None:
@@ -175,3 +221,44 @@ async def test_two_clients_of_one_account_are_two_peers(links: Links) -> None:
     assert await send(links, sender, "carol@example.org/desk") == "sent"
     assert await send(links, sender, "carol@example.org/lap") == "delivered"
     assert sender.tried == ["desk", "lap"]
+
+
+async def test_the_receiver_hears_which_clients_of_its_peers_are_there(links: Links) -> None:
+    come(links, "bob@example.org/tv")
+    assert links.receiver._is_there(JID.parse("bob@example.org/tv"))
+    assert not links.receiver._is_there(JID.parse("bob@example.org/pc"))
+
+
+async def test_the_sender_waits_for_an_answer_as_long_as_is_configured(
+    tmp_path: Path, links: Links
+) -> None:
+    text = f"{CONFIG}[transfer]\nanswer_timeout = 600\n"
+    config = parse(text, where=str(tmp_path / "config.toml"), environ={"HOME": str(tmp_path)})
+    others = Links(config, "resource", Transfers())
+    assert [each.make_sender(None)._answer_timeout for each in (links, others)] == [180, 600]
+
+
+@pytest.mark.parametrize("folder", ["", "photos"])
+async def test_what_arrived_is_known_after_a_restart_wherever_it_lies(
+    links: Links, folder: str
+) -> None:
+    """The inbox as well: a receipt that was lost must not cost the whole file again."""
+    inbox = Inbox(root=links.config.state_dir, folder=folder)
+    known = Known(
+        peer=JID.parse("bob@example.org"),
+        identity=FileIdentity(size=3, mtime_ns=4, inode=5),
+        source_size=3,
+        source_mtime_ns=6,
+        digest=bytes(range(32)),
+    )
+    async with remembering(links):
+        await links._arriving(Arriving(inbox=inbox, path="a", known=known))
+        beside = Arriving(inbox=inbox, path="a.conflict", known=known, source_path="a")
+        await links._arriving(beside)
+    async with remembering(links):
+        assert await links._known(inbox, "a") == known
+        assert await links._known(inbox, "b") is None
+        assert await links._beside(inbox, "a") == [Present(path="a.conflict", known=known)]
+        other = Inbox(root=inbox.root, folder="other")
+        assert await links._known(other, "a") is None
+        assert await links._beside(other, "a") == []

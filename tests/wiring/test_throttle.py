@@ -43,15 +43,36 @@ def test_no_limit_is_no_wait() -> None:
 
 
 def test_limit_that_changes_holds_for_what_comes_next() -> None:
-    """What is owed is time: a debt of the fast days does not become years in the slow ones."""
+    """What was owed at the old one is owed no more: some would wait for it beyond patience."""
     bucket = Bucket(1e9)
     assert bucket.take(1_000_000_000, 0.0) == pytest.approx(1 - BURST)
     bucket.rate = 2_000
-    assert bucket.take(2_000, 0.0) == pytest.approx(2 - BURST)
+    assert bucket.take(2_000, 0.0) == pytest.approx(1 - BURST)
     bucket.rate = math.inf
-    assert bucket.take(1 << 40, 0.0) == pytest.approx(2 - BURST)
-    assert bucket.take(1 << 40, 5.0) == 0.0
+    assert bucket.take(1 << 40, 0.0) == 0.0
     assert bucket.rate == math.inf
+
+
+def test_limit_that_is_set_to_what_it_is_does_not_change() -> None:
+    bucket = Bucket(2_000)
+    assert bucket.take(4_000, 0.0) == pytest.approx(2 - BURST)
+    bucket.rate = 2_000
+    assert bucket.take(0, 0.0) == pytest.approx(2 - BURST)
+    assert bucket.changes == 1
+
+
+def test_bytes_that_moved_under_another_limit_are_not_counted() -> None:
+    """Four that are each in the middle of a step of a megabyte when the limit is set."""
+    clock, bucket, other = Clock(), Bucket(), Bucket()
+    throttle = Throttle([bucket, other], clock=clock, lock=nullcontext())
+    before = throttle.limits
+    bucket.rate = 50 * 1024
+    assert [throttle.take(1 << 20, before) for _ in range(4)] == [0.0] * 4
+    assert throttle.limits != before
+    assert throttle.take(51_200, throttle.limits) == pytest.approx(1 - BURST)
+    before = throttle.limits
+    other.rate = 1024
+    assert throttle.take(1 << 20, before) == 0.0
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, MIN_RATE - 1, math.nan])

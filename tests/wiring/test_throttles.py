@@ -48,6 +48,17 @@ def test_limit_that_is_lifted_holds_no_more() -> None:
     assert throttles.up(BOB).take(10 * MIB) == 0.0
 
 
+def test_limit_that_changes_leaves_nothing_to_wait_for() -> None:
+    throttles = Throttles()
+    throttles.change("", Rates(up=MIB))
+    running = throttles.up(BOB)
+    before = running.limits
+    assert running.take(80 * MIB) > 70.0
+    throttles.change("", Rates(up=50 * 1024))
+    assert running.take(MIB, before) == 0.0
+    assert running.take(0) == 0.0
+
+
 def test_limit_below_the_least_is_the_least() -> None:
     """A bytestream on which nothing moves for long would be given up by the peer."""
     throttles = Throttles()
