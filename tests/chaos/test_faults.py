@@ -67,7 +67,7 @@ def test_a_full_disk_is_said_and_what_waits_comes_when_there_is_room(pair: Pair)
     with small_disk(pair.bob.folder):
         pair.start()
         pair.alice.drop("big.bin", noise(3 * MIB))
-        until(lambda: "No space" in pair.alice.peer("bob").last_error, "alice hears why")
+        until(lambda: "too little room" in pair.alice.peer("bob").last_error, "alice hears why")
         assert visible(pair.bob) == set()
         assert pair.alice.peer("bob").pending == 1
         make_room(pair.bob.folder)

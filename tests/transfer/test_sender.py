@@ -960,16 +960,11 @@ async def test_stream_that_breaks_under_a_transfer_through_the_server_tells_how_
 ) -> None:
     """So that it goes on at once, and its next failure is not one more in a row."""
     data = content(MIB)
-    async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+    passing = trio.Event()
+    passing.set()
+    async with open_peers(tmp_path) as peers:
         peers.sender = peers.make_sender(None)
-
-        async def break_off() -> None:
-            await peers.server.asked(ibb.DATA)
-            while not peers.sending[0].offset:  # noqa: ASYNC110 - counted in its data thread
-                await trio.sleep(0.001)
-            peers.server.break_stream()
-
-        nursery.start_soon(break_off)
+        peers.server.inject(ibb.DATA, *[passing] * 40, Fault.LOSE_REQUEST)
         with pytest.raises(TransferError, match="the stream to the server ended") as caught:
             await peers.send(peers.write("a", data))
         assert caught.value.type is ErrorType.WAIT
