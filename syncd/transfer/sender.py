@@ -84,6 +84,9 @@ RECEIPT_TRIES = 3  # tries
 MAX_BUFFERED = 1 << 20  # bytes
 # Transfers that broke, of which it is not known yet whether their way carried anything.
 MAX_DOUBTS = 256  # transfers
+# Who breaks off sooner was killed, or hung up: what swallows bytes keeps both ends waiting, for
+# as long as they have patience. A firewall that resets connections is found the second time.
+SWALLOWED_AFTER = 30.0  # seconds
 # How long a broken stream may take to come back, before the delivery starts anew later.
 RECONNECT_TIMEOUT = 60.0  # seconds
 
@@ -178,7 +181,7 @@ class Sender:
         self._seals = seals
         self._answer_timeout = answer_timeout
         # Where a transfer that broke had begun, and whom to tell what became of its way.
-        self._doubts: dict[tuple[JID, Source], tuple[int, Callable[[bool], None]]] = {}
+        self._doubts: dict[tuple[JID, Source], _Doubt] = {}
 
     async def send(self, source: Source, target: Target) -> Sent:
         """Send one file, by the first way that works.
@@ -263,8 +266,8 @@ class Sender:
         async with self._place(offer, target) as place:
             with place.asking() if place else contextlib.nullcontext():
                 answer, seal = await self._offer(offer, target)
-            await self._judge(source, target, offer, answer)
             job = _Job(offer, answer, target, pump.Progress(answer.offset), hasher, seal)
+            job.suspect = await self._judge(source, target, offer, answer)
             # Who asks for less than the rest has the others; we cannot know their hash.
             whole = answer.length is None
             with self._watch(target, source, job.progress), self._doubting(source, job):
@@ -308,30 +311,38 @@ class Sender:
             if job.carried is not None and error.type is ErrorType.WAIT and not untold:
                 while len(self._doubts) >= MAX_DOUBTS:
                     del self._doubts[next(iter(self._doubts))]
-                key = job.target.jid.bare, source
-                self._doubts[key] = job.answer.offset, job.carried
+                waited = trio.current_time() - job.opened_at >= SWALLOWED_AFTER
+                self._doubts[job.target.jid.bare, source] = _Doubt(
+                    job.answer.offset, job.carried, strong=waited or job.suspect
+                )
             raise
         if job.carried is not None:
             job.carried(True)
 
     async def _judge(
         self, source: Source, target: Target, offer: si.Offer, answer: si.Answer
-    ) -> None:
+    ) -> bool:
         """See from an answer whether anything had arrived by the way that broke before.
+
+        Returns:
+          Whether nothing had, but that may have had another reason.
 
         Raises:
           BytestreamError: None of the ways that were just offered carries anything.
         """
-        began, carried = self._doubts.pop((target.jid.bare, source), (-1, None))
-        if carried is None or answer.offset > began:
-            return
-        carried(False)
+        doubt = self._doubts.pop((target.jid.bare, source), None)
+        if doubt is None or answer.offset > doubt.began:
+            return False
+        if not doubt.strong:
+            return True
+        doubt.carried(False)
         assert self._requester is not None
         others = si.IBB in offer.methods and answer.method == si.BYTESTREAMS
         if others and not await self._requester.ready(target.jid):
             raise BytestreamError(
                 f"connections to {target.jid.bare} come about, but no byte gets through"
             )
+        return False
 
     async def _offer(self, offer: si.Offer, target: Target) -> tuple[si.Answer, Seal | None]:
         offered = None
@@ -400,7 +411,7 @@ class Sender:
                 patience = SAME_SID_TIMEOUT
             else:
                 job.progress.method = opened.method
-                job.carried = opened.carried
+                job.carried, job.opened_at = opened.carried, trio.current_time()
                 unsure = opened.method == "direct" and not target.is_syncd
                 finish = _linger if unsure else trio.aclose_forcefully
                 try:
@@ -479,6 +490,8 @@ class _Job:
 
     Attributes:
       carried: To be told whether the bytes got through, once they are on a SOCKS5 bytestream.
+      opened_at: Since when they are, seconds.
+      suspect: The last attempt broke off at once, with nothing arrived.
     """
 
     offer: si.Offer
@@ -488,6 +501,8 @@ class _Job:
     hasher: blake3.blake3
     seal: Seal | None
     carried: Callable[[bool], None] | None = None
+    opened_at: float = 0.0
+    suspect: bool = False
 
     @property
     def slack(self) -> float:
@@ -505,6 +520,21 @@ class _Job:
         """What has arrived is kept there, so the rest can go at once."""
         error.began = self.answer.offset
         error.moved = self.progress.offset - self.answer.offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A transfer that broke, and the way it had taken.
+
+    Attributes:
+      began: Where it had begun, bytes.
+      carried: To be told whether the bytes got through.
+      strong: If nothing had arrived, it was the way's fault.
+    """
+
+    began: int
+    carried: Callable[[bool], None]
+    strong: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from syncd.errors import (
     IntegrityError,
     OfflineError,
     RemoteProtocolError,
-    StalledError,
     StanzaError,
     SyncdError,
     TransferError,
@@ -791,6 +790,7 @@ def lose_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for moving in (pump.send, pump.receive):
         assert moving.__kwdefaults__ is not None
         monkeypatch.setitem(moving.__kwdefaults__, "idle_timeout", 0.3)
+    monkeypatch.setattr(sender, "SWALLOWED_AFTER", 0.2)
 
 
 async def open_proxy(peers: Peers, nursery: trio.Nursery) -> Relay:
@@ -819,19 +819,19 @@ async def test_way_that_swallows_all_bytes_gives_way_to_the_next(
 ) -> None:
     """Connections come about, the kernel takes some bytes, and nothing arrives."""
     lose_patience(monkeypatch)
-    data = content(2 * MIB)
+    data = content(LARGE)
     async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
         relay = await open_proxy(peers, nursery)
         peers.relay.hold_at(0)
         source = peers.write("a", data)
-        with pytest.raises(StalledError) as caught:
+        with pytest.raises(TransferError) as caught:
             await peers.send(source)
         assert caught.value.moved > 0
         await peers.settled()
         assert await peers.send(source) == Sent(True, digest(data))
         relay.hold_at(0)
         source = peers.write("b", data)
-        with pytest.raises(StalledError):
+        with pytest.raises(TransferError):
             await peers.send(source)
         await peers.settled()
         assert await peers.send(source) == Sent(True, digest(data))
@@ -862,11 +862,11 @@ async def test_way_on_which_something_arrived_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_patience(monkeypatch)
-    data = content(2 * MIB)
+    data = content(LARGE)
     async with open_peers(tmp_path) as peers:
         peers.relay.hold_at(100_000)
         source = peers.write("a", data)
-        with pytest.raises(StalledError):
+        with pytest.raises(TransferError):
             await peers.send(source)
         await peers.settled()
         peers.relay.hold_at(None)
@@ -874,17 +874,58 @@ async def test_way_on_which_something_arrived_is_used_again(
         assert [progress.method for progress in peers.sending] == ["direct", "direct"]
 
 
+def lose_all(peers: Peers) -> None:
+    """Leave Bob what a kill leaves of less than a block: nothing."""
+    for path in (peers.folder / ".syncd").iterdir():
+        path.unlink()
+
+
+async def test_way_that_broke_off_at_once_is_blamed_only_the_second_time(
+    tmp_path: Path,
+) -> None:
+    """Once it is a peer that was killed; ever again, something in between that hangs up."""
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        for _ in range(2):
+            peers.relay.cut_at(1_000)
+            with pytest.raises(TransferError):
+                await peers.send(source)
+            await peers.settled()
+            lose_all(peers)
+        peers.relay.cut_at(None)
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert [progress.method for progress in peers.sending] == ["direct", "direct", "ibb"]
+
+
+async def test_peer_that_was_killed_before_it_had_a_block_is_reached_the_same_way_again(
+    tmp_path: Path,
+) -> None:
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        peers.relay.cut_at(1_000)
+        with pytest.raises(TransferError):
+            await peers.send(source)
+        await peers.settled()
+        lose_all(peers)
+        peers.relay.cut_at(None)
+        for each in (source, peers.write("b", data)):
+            assert await peers.send(each) == Sent(True, digest(data))
+        assert [progress.method for progress in peers.sending] == ["direct"] * 3
+
+
 async def test_way_that_carries_nothing_is_used_when_there_is_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_patience(monkeypatch)
-    data = content(2 * MIB)
+    data = content(LARGE)
     async with open_peers(tmp_path) as peers:
         peers.sender = only_direct(peers)
         peers.relay.hold_at(0)
         source = peers.write("a", data)
         for _ in range(2):
-            with pytest.raises(StalledError):
+            with pytest.raises(TransferError):
                 await peers.send(source)
             await peers.settled()
         peers.relay.hold_at(None)
