@@ -151,7 +151,7 @@ async def _run_with(
             await users.start(links.engine.run)
             users.start_soon(links.receiver.run)
             services.start_soon(links.client.run)
-            services.start_soon(addresses.watch, links.client.network_changed)
+            services.start_soon(addresses.watch, links.network_changed)
             services.start_soon(links.discovery.run)
             services.start_soon(_expire, config)
             if any(folder.accept_from for folder in config.folders) or config.inbox:

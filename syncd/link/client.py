@@ -248,11 +248,15 @@ class Client:
         while self._session is None:
             await self._online.wait()
 
-    def network_changed(self) -> None:
-        """See at once whether the server can be reached: this machine has other addresses."""
+    def network_changed(self, is_ours: Callable[[str], bool]) -> None:
+        """See at once whether the server can be reached: this machine has other addresses.
+
+        Args:
+          is_ours: Tells whether an address is one of them.
+        """
         self._moved.set()
         if self._session is not None:
-            self._session.check()
+            self._session.check(is_ours)
 
     async def goodbye(self) -> None:
         """Tell the server that we go, if it is there; returns when it has heard.

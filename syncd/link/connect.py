@@ -429,6 +429,15 @@ async def _say_goodbye(transport: trio.abc.Stream, stream: ClientStream) -> None
         return  # it is gone already, and the caller knows why
 
 
+def own_host(transport: trio.abc.Stream) -> str:
+    """From which address of ours a connection was made; empty: from none."""
+    if isinstance(transport, trio.SSLStream):
+        transport = transport.transport_stream
+    if not isinstance(transport, trio.SocketStream):
+        return ""
+    return str(transport.socket.getsockname()[0])
+
+
 async def write(
     transport: trio.abc.Stream, stream: ClientStream, most: int | None = None
 ) -> None:

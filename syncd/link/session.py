@@ -129,6 +129,7 @@ class Session:
         self._over = False  # nothing goes out any more
         self._gap: trio.CancelScope | None = None  # between two connections
         self._doubt = trio.Event()  # the server is to be asked without waiting for silence
+        self._lost = False  # the connection's own address
         self._heard_at = trio.current_time()  # when the server last gave a sign of life
 
     @property
@@ -228,6 +229,7 @@ class Session:
         """Live on one connection until it ends; requests are handled in `handling`."""
         self._heard_at = trio.current_time()
         self._writable, self._progress, self._broken = trio.Event(), trio.Event(), None
+        self._lost = False
         writing = trio.CancelScope(shield=True)
         try:
             async with trio.open_nursery() as nursery:
@@ -263,8 +265,15 @@ class Session:
         else:
             raise OfflineError("not connected to the server")
 
-    def check(self) -> None:
-        """Ask the server at once whether it is there, as when our own address has gone."""
+    def check(self, is_ours: Callable[[str], bool]) -> None:
+        """Ask the server at once whether it is there: our addresses have changed.
+
+        Args:
+          is_ours: Tells whether an address is still ours. To one that is not, nothing comes
+            any more, and no answer needs to be waited for.
+        """
+        host = connect.own_host(self._connection.transport)
+        self._lost = bool(host) and not is_ours(host)
         self._doubt.set()
 
     def close(self) -> None:
@@ -393,6 +402,10 @@ class Session:
                     await self._doubt.wait()
                 continue
             self._doubt = trio.Event()
+            if self._lost:
+                self._ended = OfflineError("this machine has no longer the address it had")
+                stream_scope.cancel()  # not raised here, as below
+                return
             spoke_at = asked_at = trio.current_time()
             if asked_at < ask_at:
                 self._stream.keep_alive()

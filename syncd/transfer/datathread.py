@@ -189,6 +189,11 @@ class Wire:
         """Let go of the socket; the stream itself stays open."""
         self._socket.close()
 
+    @property
+    def own_host(self) -> str:
+        """Our address at this end of it."""
+        return str(self._socket.getsockname()[0])
+
     def shut_down(self) -> None:
         """Wake the thread out of poll; for another thread to call."""
         with contextlib.suppress(OSError):  # the peer has hung up: that wakes as well

@@ -37,7 +37,7 @@ from syncd.transfer.datathread import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from syncd.disk.partial import PartialFile
     from syncd.xmpp.jid import JID
@@ -84,6 +84,7 @@ MAX_QUEUED = 4  # transfers
 Kind = Literal["out", "in", "hash"]
 
 _threads: trio.lowlevel.RunVar[dict[Kind, Threads]] = trio.lowlevel.RunVar("data_threads")
+_wires: trio.lowlevel.RunVar[set[Wire]] = trio.lowlevel.RunVar("bytestreams")
 
 
 # Looks at folders, partial files, final names. On a disk that hangs all of them hang, and must
@@ -339,7 +340,7 @@ async def send(
     def job() -> None:
         send_file(work, wire, sealer)
 
-    with contextlib.closing(Wire(stream, idle_timeout)) as wire:
+    with _wire(stream, idle_timeout) as wire:
         await _in_thread("out", peer, work.stop, job, wire.shut_down)
 
 
@@ -390,8 +391,45 @@ async def receive(
     def job() -> None:
         receive_file(work, wire, opener, surplus_timeout, until_end=until_end)
 
-    with contextlib.closing(Wire(stream, idle_timeout)) as wire:
+    with _wire(stream, idle_timeout) as wire:
         await _in_thread("in", peer, work.stop, job, wire.shut_down)
+
+
+@contextlib.contextmanager
+def _wire(stream: trio.SocketStream, idle_timeout: float) -> Iterator[Wire]:
+    wires = _live()
+    with contextlib.closing(Wire(stream, idle_timeout)) as wire:
+        wires.add(wire)
+        try:
+            yield wire
+        finally:
+            wires.discard(wire)
+
+
+def _live() -> set[Wire]:
+    """The bytestreams of this trio run."""
+    try:
+        return _wires.get()
+    except LookupError:
+        _wires.set(set())
+        return _wires.get()
+
+
+def cut_lost(is_ours: Callable[[str], bool]) -> int:
+    """End the bytestreams that cannot move any more: this machine has other addresses.
+
+    Their transfers go on from there by another way, and not after `IDLE_TIMEOUT`.
+
+    Args:
+      is_ours: Tells whether an address is still ours.
+
+    Returns:
+      How many there were.
+    """
+    lost = [wire for wire in _live() if not is_ours(wire.own_host)]
+    for wire in lost:
+        wire.shut_down()
+    return len(lost)
 
 
 async def hash_prefix(

@@ -6,6 +6,7 @@ minutes although the way is free.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -36,6 +37,21 @@ def _listen() -> socket.socket:
         kernel.close()
         raise
     return kernel
+
+
+def is_ours(host: str) -> bool:
+    """Whether this machine has an address.
+
+    Asked by taking a port of it: so loopback and link-local addresses, and all that a system
+    administrator has set up, count as the kernel sees them.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 async def watch(

@@ -31,10 +31,11 @@ from syncd.link.contacts import Contacts
 from syncd.sync.engine import Sent
 from syncd.sync.journal import OUTSIDE, Arrival
 from syncd.sync.plan import FileVersion
-from syncd.transfer import schema, si
+from syncd.transfer import pump, schema, si
 from syncd.transfer.incoming import NOT_ACCEPTED, Inbox, Known, Present
 from syncd.transfer.receiver import Receiver
 from syncd.transfer.sender import Sender, Source, Target
+from syncd.wiring.addresses import is_ours
 from syncd.wiring.allowances import Allowances, Terms
 from syncd.wiring.status import peers_of
 from syncd.wiring.throttles import Throttles
@@ -219,6 +220,12 @@ class Links:
         if advertised:
             return [(address.host, address.port or listener.port) for address in advertised]
         return [(host, listener.port) for host in listener.addresses()]
+
+    def network_changed(self) -> None:
+        """Go on from another address where the one that it hung on has gone."""
+        self.client.network_changed(is_ours)
+        if cut := pump.cut_lost(is_ours):
+            log.info("%d bytestreams ended with the address that they came from", cut)
 
     async def send(self, delivery: Delivery) -> Sent:
         """Send one delivery of the engine's."""

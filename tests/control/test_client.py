@@ -1,7 +1,5 @@
 """What the client finds out alone; with a real server see test_server."""
 
-
-
 from __future__ import annotations
 
 import os

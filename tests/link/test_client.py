@@ -1006,16 +1006,16 @@ async def test_in_another_network_an_open_connection_is_asked_at_once(
     """And given up if that is too much for it: the address that it came from may be gone."""
     network.managed = True
     client = new_client()
-    client.network_changed()  # nothing can be asked yet
+    client.network_changed(lambda host: True)  # nothing can be asked yet
     async with online(network, client) as server:
         for now in (1.0, 2.0):
             await trio.sleep(1)
-            client.network_changed()
+            client.network_changed(lambda host: True)
             ping = await but_sm(server)
             assert (trio.current_time(), ping[0].tag) == (now, PING)
             await server.answer(ping)
         await trio.sleep(1)
-        client.network_changed()
+        client.network_changed(lambda host: True)
         await network.accept()
         assert network.attempts == [0.0, 3.0 + PING_TIMEOUT]
         await wait_all_tasks_blocked()
@@ -1038,13 +1038,13 @@ async def test_another_network_ends_the_waiting(
         await server.transport.aclose()
         await trio.sleep(200)  # within a pause from 127 s to 247 s
         before = len(network.attempts)
-        client.network_changed()
+        client.network_changed(lambda host: True)
         await wait_all_tasks_blocked()
         assert network.attempts[before:] == [200.0]
         await trio.sleep(10)
         assert network.attempts[before:] == [200.0, 201.0, 203.0, 207.0]
         network.failures.clear()
-        client.network_changed()
+        client.network_changed(lambda host: True)
         await network.accept()
         assert network.attempts[-1] == 210.0
 
@@ -1057,7 +1057,7 @@ async def test_another_network_that_comes_during_an_attempt_makes_for_the_next(
     client = new_client()
     async with running(client):
         await trio.sleep(5)
-        client.network_changed()
+        client.network_changed(lambda host: True)
         await network.accept()
         assert network.attempts == [0.0, 10.0]
 
@@ -1069,7 +1069,7 @@ async def test_another_network_is_no_reason_to_try_wrong_credentials_sooner(
     client = new_client()
     async with running(client):
         await trio.sleep(5)
-        client.network_changed()
+        client.network_changed(lambda host: True)
         await network.accept()
         assert network.attempts[1] >= BACK_OFF_LOGIN / 2
 

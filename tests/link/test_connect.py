@@ -34,6 +34,7 @@ from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import make_presence
 from syncd.xmpp.stream import State
 from tests.support.dns_server import name_server
+from tests.support.tcp import connection
 from tests.support.wire import (
     C_FOOTER,
     LAPTOP,
@@ -961,6 +962,13 @@ async def test_a_goodbye_to_who_is_gone_changes_no_reason(
     async with serving(script) as port:
         error = await failure(account(port, ca_file=ca_file))
     assert "offers no STARTTLS" in str(error)
+
+
+async def test_a_connection_knows_from_which_address_it_was_made() -> None:
+    async with connection() as (ours, _):
+        secured = trio.SSLStream(ours, ssl.create_default_context())
+        assert (connect.own_host(ours), connect.own_host(secured)) == ("127.0.0.1",) * 2
+    assert connect.own_host(memory_stream_pair()[0]) == ""
 
 
 async def test_where_nothing_is_queued_nothing_is_written() -> None:

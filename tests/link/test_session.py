@@ -38,6 +38,7 @@ from syncd.xmpp.stanza import IQ, MESSAGE, PRESENCE, Iq, Limits
 from syncd.xmpp.stream import Event, Resumed, StanzaReceived, StreamEnded, TLSWanted
 from syncd.xmpp.xml import make
 from tests.support.asking import Asked, but_pings, condition, refusal
+from tests.support.tcp import connection
 from tests.support.wire import (
     LAPTOP,
     S_FOOTER,
@@ -107,9 +108,10 @@ async def living(
     messages: Mapping[str, MessageHandler] | None = None,
     bounded: frozenset[str] = frozenset(),
     answers: Mapping[str, Answer] | None = None,
+    pair: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
 ) -> AsyncIterator[Life]:
-    """Run a session with a server in memory."""
-    ours, theirs = lockstep_stream_pair() if lockstep else memory_stream_pair()
+    """Run a session with a server: in memory, or at the other end of a pair."""
+    ours, theirs = pair or (lockstep_stream_pair() if lockstep else memory_stream_pair())
     presences: list[Element] = []
     subject = Session(
         Connection(ours, open_stream(), list(early), Target("h.example.org", 5222, False)),
@@ -941,6 +943,23 @@ async def test_a_silent_server_is_asked_and_then_given_up(autojump_clock: MockCl
         assert trio.current_time() == PING_AFTER + PING_TIMEOUT
         assert isinstance(life.error, OfflineError)
         assert str(life.error) == "the server was silent for 50 s"
+
+
+async def test_a_connection_whose_own_address_has_gone_is_left_at_once() -> None:
+    """No answer could come; one whose address stays is only asked."""
+    asked: list[str] = []
+
+    def stays(host: str) -> bool:
+        asked.append(host)
+        return True
+
+    async with connection() as pair, living(pair=pair) as life:
+        life.session.check(stays)
+        await life.server.answer(await life.server.stanza())
+        life.session.check(lambda host: not stays(host))
+        await life.ended.wait()
+        assert str(life.error) == "this machine has no longer the address it had"
+        assert asked == ["127.0.0.1"] * 2
 
 
 @pytest.mark.parametrize("refused", [True, False])

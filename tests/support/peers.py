@@ -567,9 +567,7 @@ class Peers:
     def _inbox_for(self, sender: JID, folder: str) -> Inbox:
         if sender == ALICE.bare and folder in ("", FOLDER):
             root = self.folder if folder else self.inbox
-            return Inbox(
-                root=root, folder=folder, portable=self.portable, hidden=self.hidden
-            )
+            return Inbox(root=root, folder=folder, portable=self.portable, hidden=self.hidden)
         raise DeclinedError("not accepted from you here")
 
     async def _known(self, inbox: Inbox, path: str) -> Known | None:

@@ -412,6 +412,42 @@ async def test_a_cancelled_sender_that_waits_is_woken(
     assert 0 < progress.offset < 1 << 30
 
 
+async def test_bytestreams_from_an_address_that_has_gone_are_cut(
+    open_file: Callable[..., int],
+) -> None:
+    """In both directions; what arrived stays. The others do not notice."""
+    source, target, progress = open_file("source"), open_file("target"), Progress()
+    os.truncate(source, 1 << 30)
+    assert pump.cut_lost(lambda host: False) == 0
+
+    async def sending(stream: trio.SocketStream) -> None:
+        with pytest.raises(TruncatedError):
+            await send(
+                stream, source, offset=0, length=1 << 30, hasher=None, progress=Progress()
+            )
+
+    async def receiving(stream: trio.SocketStream) -> None:
+        with pytest.raises(TruncatedError):
+            await receive(stream, target, offset=0, length=9, hasher=None, progress=progress)
+
+    async with connection() as (a, _), connection() as (b, c), trio.open_nursery() as nursery:
+        nursery.start_soon(sending, a)
+        nursery.start_soon(receiving, b)
+        await c.send_all(b"FILE")
+        await until(lambda: progress.offset == 4)
+        hosts: list[str] = []
+
+        def ours(host: str) -> bool:
+            hosts.append(host)
+            return True
+
+        assert pump.cut_lost(ours) == 0
+        assert hosts == ["127.0.0.1"] * 2
+        assert pump.cut_lost(lambda host: False) == 2
+    assert content(target) == b"FILE"
+    assert pump.cut_lost(lambda host: False) == 0
+
+
 async def test_hashing_can_be_cancelled(open_file: Callable[..., int]) -> None:
     source, hasher = open_file("source"), blake3()
     os.truncate(source, 1 << 42)

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from syncd.wiring.addresses import SETTLE, watch
+from syncd.wiring.addresses import SETTLE, is_ours, watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -104,6 +104,17 @@ async def test_where_the_kernel_cannot_be_asked_nothing_is_told(
         await watch(machine.changed, listen=forbidden)
     assert machine.told == []
     assert "go unnoticed: Operation not permitted" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::ffff:127.0.0.1", "::1"])
+def test_an_address_of_this_machine_is_known(host: str) -> None:
+    assert is_ours(host)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "::ffff:192.0.2.77", "2001:db8::77"])
+def test_an_address_of_nobody_here_is_not_ours(host: str) -> None:
+    """Of the ranges that documentation may use, and no machine has."""
+    assert not is_ours(host)
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_NETLINK"), reason="netlink is of Linux")

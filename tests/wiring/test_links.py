@@ -91,7 +91,9 @@ def links(tmp_path: Path) -> Links:
 
 
 def test_what_a_folder_and_a_peer_are_allowed_is_what_counts(tmp_path: Path) -> None:
-    text = CONFIG + """
+    text = (
+        CONFIG
+        + """
 accept_from = ["bob@example.org"]
 [[folder]]
 id = "music"
@@ -104,6 +106,7 @@ jid = "bob@example.org"
 max_file = 10
 max_files = 2
 """
+    )
     config = parse(text, where=str(tmp_path / "c.toml"), environ={"HOME": "/home/alice"})
     (tmp_path / "state").mkdir()
     joined = Links(config, "resource", Transfers())
