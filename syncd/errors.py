@@ -199,6 +199,8 @@ class OpeningError(BytestreamError):
         meaning; ``unconnected``: it says that it is connected to us, and is not;
         ``unreachable``: we cannot connect to the proxy that it uses; ``activation``: the proxy
         does not join the two ends.
+      crowded: Only our own addresses were tried, because other transfers had all places at
+        proxies, one of which might have led there.
     """
 
     def __init__(
@@ -211,6 +213,7 @@ class OpeningError(BytestreamError):
     ) -> None:
         super().__init__(message, hint=hint, type=type)
         self.reason = reason
+        self.crowded = False
 
     @property
     def later(self) -> bool:

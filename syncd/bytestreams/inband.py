@@ -516,11 +516,18 @@ class Sending:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait until something holds, or for the last answer no longer."""
-        while not condition() and trio.current_time() < self._machine.give_up_at:
+        while not condition() and trio.current_time() < self._give_up_at:
             if self._error is not None:
                 raise self._error
-            with trio.move_on_at(self._machine.give_up_at):
+            with trio.move_on_at(self._give_up_at):
                 await self._changed.wait()
+
+    @property
+    def _give_up_at(self) -> float:
+        # As long as the block is in our own stream, behind those of others, its peer has
+        # nothing to answer.
+        moving = max((each.alive_at for each in self._flights), default=-math.inf)
+        return max(self._machine.give_up_at, moving + ibb.LAST_ACK_TIMEOUT)
 
     # --- For `Inband`
 

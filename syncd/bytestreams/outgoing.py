@@ -181,6 +181,12 @@ class Requester:
         finally:
             place.leave()
 
+    def _may_help(self, to: JID, error: OpeningError) -> bool:
+        """Whether a proxy might have led to a target where our addresses did not."""
+        cause = error.__cause__
+        unwanted = isinstance(cause, StanzaError) and cause.condition not in _NO_WAY
+        return not unwanted and self._proxies.usable(self._clock(), to)
+
     def _is_swallowed(self, to: JID | None) -> bool:
         return to is not None and self._proxies.swallows_direct(to, self._clock())
 
@@ -208,6 +214,10 @@ class Requester:
             )
         try:
             opened = await self._negotiate(_Attempt(sid, own, to, offer, USED_TIMEOUT + slack))
+        except OpeningError as error:
+            place.leave()
+            error.crowded = not mediated and self._may_help(to, error)
+            raise
         except BaseException:
             place.leave()
             raise
@@ -439,13 +449,13 @@ class Room:
 
     async def wait(self, place: Place) -> None:
         """Wait until there is one."""
-        while not self.take(place):
-            self._waiting[place] = trio.Event()
-            try:
+        try:
+            while not self.take(place):
+                self._waiting[place] = trio.Event()  # where it was in the order, if it was
                 with trio.move_on_at(self._next_grace()):
                     await self._waiting[place].wait()
-            finally:
-                del self._waiting[place]
+        finally:
+            self._waiting.pop(place, None)
 
     def leave(self, place: Place) -> None:
         """Give it back, if it is held; those who can have it now do."""

@@ -120,6 +120,7 @@ class Session:
         self._bounded = bounded
         self._waiting: dict[str, _Waiter] = {}
         self._writable = trio.Event()
+        self._most_unwritten = MAX_UNWRITTEN
         self._progress = trio.Event()  # the writer got on, or the pump need not wait for it
         self._broken: OfflineError | None = None  # why the writer did not
         self._handling: Counter[JID | None] = Counter()  # requests, by whose they are
@@ -230,6 +231,9 @@ class Session:
         self._heard_at = trio.current_time()
         self._writable, self._progress, self._broken = trio.Event(), trio.Event(), None
         self._lost = False
+        # What a resumption sends again counts for nothing here: a server that first writes what
+        # it has for us, and then reads, must not wait for us while we wait for it.
+        self._most_unwritten = self._stream.queued + MAX_UNWRITTEN
         writing = trio.CancelScope(shield=True)
         try:
             async with trio.open_nursery() as nursery:
@@ -361,7 +365,7 @@ class Session:
         A server that waits for the same of us is given up like a silent one. Behind our footer
         nothing is answered any more.
         """
-        return self._stream.is_open and self._stream.queued > MAX_UNWRITTEN
+        return self._stream.is_open and self._stream.queued > self._most_unwritten
 
     async def _write(self, scope: trio.CancelScope, last_words: trio.Event) -> None:
         # The only task that writes: one cancelled inside send_all would leave half a stanza.

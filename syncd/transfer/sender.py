@@ -79,9 +79,13 @@ LINGER_TIMEOUT = 15.0  # seconds
 LINGER_CHUNK = 4_096  # bytes
 # How often the receipt is asked for when the stream breaks in between.
 RECEIPT_TRIES = 3  # tries
-# What the kernels may keep of what they took, when none of it arrives. When more than that has
-# gone, something did, though a client that has to begin anew does not say so.
-MAX_BUFFERED = 1 << 20  # bytes
+# What kernels may keep of what they took, when none of it arrives: ours, and one in between
+# that ends the connection and makes another (tcp(7): up to 4 and 6 MiB each). When more than
+# that has gone, something did, even if the peer has nothing of it any more.
+MAX_BUFFERED = 16 << 20  # bytes
+# The same for a client that has to begin anew each time, and so never says what it had: only
+# where a packet too large for the path gets lost, and no kernel in between takes anything.
+MAX_IN_FLIGHT = 1 << 20  # bytes
 # Transfers that broke, of which it is not known yet whether their way carried anything.
 MAX_DOUBTS = 256  # transfers
 # Who breaks off sooner was killed, or hung up: what swallows bytes keeps both ends waiting, for
@@ -266,6 +270,8 @@ class Sender:
         async with self._place(offer, target) as place:
             with place.asking() if place else contextlib.nullcontext():
                 answer, seal = await self._offer(offer, target)
+            if place is not None and answer.method != si.BYTESTREAMS:
+                place.leave()  # somebody else may need it
             job = _Job(offer, answer, target, pump.Progress(answer.offset), hasher, seal)
             job.suspect = await self._judge(source, target, offer, answer)
             # Who asks for less than the rest has the others; we cannot know their hash.
@@ -278,6 +284,7 @@ class Sender:
                 # for a stream all the same.
                 if answer.offset < source.version.size or not target.is_syncd:
                     await self._stream(fd, job, place)
+                job.through = True
                 await _check_unchanged(fd, changed, source)
                 digest = hasher.digest() if whole else b""
                 beside = target.is_syncd and await self._finish(job, digest)
@@ -307,14 +314,10 @@ class Sender:
         except (ChangedError, IntegrityError, DeclinedError):
             raise
         except TransferError as error:
-            untold = not job.target.is_syncd and error.moved > MAX_BUFFERED
-            if job.carried is not None and error.type is ErrorType.WAIT and not untold:
+            if (doubt := _doubt(job, error)) is not None:
                 while len(self._doubts) >= MAX_DOUBTS:
                     del self._doubts[next(iter(self._doubts))]
-                waited = trio.current_time() - job.opened_at >= SWALLOWED_AFTER
-                self._doubts[job.target.jid.bare, source] = _Doubt(
-                    job.answer.offset, job.carried, strong=waited or job.suspect
-                )
+                self._doubts[job.target.jid.bare, source] = doubt
             raise
         if job.carried is not None:
             job.carried(True)
@@ -403,6 +406,9 @@ class Sender:
             try:
                 opened = await place.open(sid, job.slack)
             except OpeningError as error:
+                if error.crowded and target.is_syncd:
+                    # It does not mind being asked again; a person who has accepted would.
+                    raise TransferError(f"{error}; the proxies are in use just now") from error
                 if not error.same_sid or si.IBB not in job.offer.methods:
                     raise
                 # COMPAT(libpurple, slixmpp): they go on in-band on the same sid; others say
@@ -420,6 +426,7 @@ class Sender:
                     # COMPAT(prosody): its proxy keeps the tail back until we close.
                     # COMPAT(smack): the file ends there where the stream does.
                     await trio.aclose_forcefully(opened.stream)
+                    place.leave()
                 return
         assert self._inband is not None
         window = SYNCD_WINDOW if target.is_syncd else ibb.WINDOW
@@ -492,6 +499,7 @@ class _Job:
       carried: To be told whether the bytes got through, once they are on a SOCKS5 bytestream.
       opened_at: Since when they are, seconds.
       suspect: The last attempt broke off at once, with nothing arrived.
+      through: All of them are gone.
     """
 
     offer: si.Offer
@@ -503,6 +511,7 @@ class _Job:
     carried: Callable[[bool], None] | None = None
     opened_at: float = 0.0
     suspect: bool = False
+    through: bool = False
 
     @property
     def slack(self) -> float:
@@ -535,6 +544,21 @@ class _Doubt:
     began: int
     carried: Callable[[bool], None]
     strong: bool
+
+
+def _doubt(job: _Job, error: TransferError) -> _Doubt | None:
+    """Tell whether it may be the way's fault, should nothing have arrived, that it broke."""
+    if job.carried is None or error.type is not ErrorType.WAIT:
+        return None
+    moved = job.progress.offset - job.answer.offset
+    if moved > (MAX_BUFFERED if job.target.is_syncd else MAX_IN_FLIGHT):
+        return None
+    waited = trio.current_time() - job.opened_at >= SWALLOWED_AFTER
+    # Not a disk, of ours or theirs.
+    broke = isinstance(error, StalledError | TruncatedError)
+    if not (waited and (broke or job.through)) and not (broke and job.target.is_syncd):
+        return None
+    return _Doubt(job.answer.offset, job.carried, strong=waited or job.suspect)
 
 
 @dataclass(frozen=True, slots=True)

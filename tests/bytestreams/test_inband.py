@@ -1226,6 +1226,36 @@ async def test_four_streams_on_a_slow_line_wait_for_each_other_and_finish(
     assert max(ended) - min(ended) < 40
 
 
+async def test_the_last_block_is_not_given_up_before_it_has_left(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Behind those of others it waits longer than a client may take to answer it."""
+
+    async def habit(to: JID, payload: Element) -> None:
+        await trio.lowlevel.checkpoint()
+        if to == BOB and payload.tag == ibb.DATA:
+            raise StanzaError(ErrorType.CANCEL, "not-acceptable", "the disk is full")
+
+    alice = Inband(slow_line(habit), max_block=lambda: ibb.MAX_BLOCK)
+
+    async def keep_busy() -> None:
+        async with alice.open(EVE, "busy", window=16) as sending:
+            await sending.stream.send_all(pattern(1_000 * ibb.BLOCK_SIZE))
+
+    async def send_one_block() -> None:
+        async with alice.open(BOB, SID, window=1) as sending:
+            await sending.stream.send_all(pattern(1_000))
+            await sending.finish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_busy)
+        await trio.sleep(100)
+        with pytest.raises(BytestreamError, match="the disk is full"):
+            await send_one_block()
+        assert trio.current_time() > 100 + ibb.LAST_ACK_TIMEOUT
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_peer_that_is_silent_is_noticed_while_others_take_blocks(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -783,6 +783,20 @@ async def test_huge_files_leave_room_for_small_ones_and_for_other_peers() -> Non
         assert set(waiting.inside) == {"a1", "a3", "b1", "e2"}
 
 
+async def test_whoever_waits_keeps_the_turn_whoever_else_looks_again() -> None:
+    async with queue() as waiting:
+        for name in ("a1", "b1", "c1", "d1", "e1", "f1", "g1", "h1"):
+            await waiting.join(name, TINY)
+        came = []
+        for name in ("a1", "b1", "c1", "d1"):
+            with waiting.inside[name].asking():  # all who wait see until when they do
+                await wait_all_tasks_blocked()
+            before = set(waiting.inside)
+            await waiting.leave(name)
+            came += sorted(set(waiting.inside) - before)
+        assert came == ["e1", "f1", "g1", "h1"]
+
+
 async def test_one_peer_has_no_more_than_its_places() -> None:
     async with queue() as waiting:
         for name in ("a1", "a2", "a3"):
@@ -940,6 +954,31 @@ async def test_with_all_places_taken_it_is_tried_without_a_proxy() -> None:
             await made.open()
         assert scope.cancelled_caught
         assert offered == [OWN]
+
+
+@pytest.mark.parametrize(
+    ("condition", "crowded"), [("item-not-found", True), ("not-acceptable", False)]
+)
+async def test_a_target_that_only_a_proxy_might_have_reached_is_another_failure(
+    condition: str, crowded: bool
+) -> None:
+    """Where the proxies had no place for it; not where it wants no SOCKS5 bytestream at all."""
+    async with bench(PROXY) as made:
+        made.target = refuse(condition)
+        assert not (await made.failure()).crowded  # the proxy was offered
+        made.known.worked(BOB, None, trio.current_time())
+        places = await fill(made.requester)
+        with pytest.raises(OpeningError) as caught:
+            await made.open()
+        assert caught.value.crowded == crowded
+        for place in places:
+            place.leave()
+
+
+async def test_with_no_proxy_at_all_none_is_crowded() -> None:
+    async with bench() as made:
+        made.target = refuse("item-not-found")
+        assert not (await made.failure()).crowded
 
 
 async def test_a_place_is_given_back_after_the_transfer_and_not_before() -> None:

@@ -1238,6 +1238,20 @@ async def test_a_session_survives_many_breaks() -> None:
         assert (await asked.answer()).type == "result"
 
 
+async def test_a_server_that_writes_before_it_reads_is_heard_out_when_it_resumes() -> None:
+    """However much each of them has for the other: neither waits for the other to begin."""
+    async with mobile() as life:
+        await life.break_off()
+        for number in range(2_000):
+            life.session.send(make(PRESENCE, {"id": f"{number}-{'x' * 1_000}"}))
+        await life.resume(0, lockstep=True)
+        assert life._stream.queued > session.MAX_UNWRITTEN
+        for _ in range(50):
+            await life.server.send("<presence/>" * 100)  # returns when it was read
+        elements = await life.heard(2)
+        assert elements[0].startswith("0-x")
+
+
 async def test_nothing_is_lost_between_the_break_and_the_gap(
     autojump_clock: MockClock,
 ) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 import time
 import unicodedata
 from pathlib import Path
@@ -912,6 +914,92 @@ async def test_peer_that_was_killed_before_it_had_a_block_is_reached_the_same_wa
         assert [progress.method for progress in peers.sending] == ["direct"] * 3
 
 
+def is_avoided(peers: Peers) -> bool:
+    """Whether Alice takes direct connections to Bob for dead."""
+    assert peers.sender._requester is not None
+    return peers.sender._requester._proxies.swallows_direct(BOB, time.time())
+
+
+async def test_way_that_had_carried_much_is_not_blamed_for_what_the_peer_lost(
+    tmp_path: Path,
+) -> None:
+    data = content(3 * LARGE)
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", data)
+        for _ in range(3):
+            peers.relay.cut_at(2 * LARGE)
+            with pytest.raises(TransferError):
+                await peers.send(source)
+            await peers.settled()
+            lose_all(peers)
+        peers.relay.cut_at(None)
+        assert await peers.send(source) == Sent(True, digest(data))
+        assert [progress.method for progress in peers.sending] == ["direct"] * 4
+
+
+async def test_our_own_disk_that_fails_is_no_fault_of_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = os.preadv
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with open_peers(tmp_path) as peers:
+        source = peers.write("a", content(LARGE))
+        for _ in range(3):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "preadv", fail)
+                with pytest.raises(TransferError, match="Input/output error"):
+                    await peers.send(source)
+            await peers.settled()
+        assert os.preadv is reading
+        assert (await peers.send(source)).confirmed
+        assert [progress.method for progress in peers.sending] == ["direct"] * 4
+
+
+async def test_file_that_is_refused_in_the_end_is_no_fault_of_the_way(tmp_path: Path) -> None:
+    """All of it went over, and was not what it should be, or had no room."""
+    async with open_peers(tmp_path) as peers:
+
+        async def full(_: Arriving) -> None:
+            await trio.lowlevel.checkpoint()
+            raise TransferError("the disk is full")
+
+        peers.on_arriving = full
+        source = peers.write("a", content(MIB))
+        for _ in range(3):
+            with pytest.raises(TransferError, match="full"):
+                await peers.send(source)
+            await peers.settled()
+            lose_all(peers)
+        assert not is_avoided(peers)
+        assert [progress.method for progress in peers.sending] == ["direct"] * 3
+
+
+async def test_ordinary_client_that_hangs_up_again_and_again_says_nothing_about_the_way(
+    tmp_path: Path,
+) -> None:
+    """Where it always begins anew, nobody knows what it had."""
+
+    def without_range(element: Element) -> None:
+        for parent in list(element.iter()):
+            for child in list(parent):
+                if child.tag.endswith("}range"):
+                    parent.remove(child)
+
+    async with open_peers(tmp_path) as peers:
+        peers.server.change(si.SI, without_range)
+        source = peers.write("a", content(MIB // 2))
+        peers.relay.cut_at(MIB // 4)
+        for _ in range(3):
+            with pytest.raises(SyncdError):
+                await peers.send(source, is_syncd=False)
+            await peers.settled()
+        assert not is_avoided(peers)
+        assert [progress.method for progress in peers.sending] == ["direct"] * 3
+
+
 async def test_way_that_carries_nothing_is_used_when_there_is_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -946,6 +1034,83 @@ async def test_refusal_of_a_file_that_has_arrived_is_no_fault_of_the_way(
         await peers.send(peers.write("b", content(MIB)))
         assert offered(peers, 2).methods == (si.BYTESTREAMS, si.IBB)
         assert [progress.method for progress in peers.sending] == ["direct", "", "direct"]
+
+
+# Places at proxies
+
+
+async def test_large_files_to_a_stranger_that_only_the_proxy_reaches_wait_for_it(
+    tmp_path: Path,
+) -> None:
+    """They were offered before that was known; none is sent through the server for that."""
+    with contextlib.closing(socket.socket()) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        nowhere = nobody.getsockname()
+        data = content(5 * MIB)
+        async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+            relay = await open_proxy(peers, nursery)
+            relay.hold_at(MIB)
+            requester = peers.sender._requester
+            assert requester is not None
+            requester._advertised = lambda: [nowhere]
+            failures: list[TransferError] = []
+
+            async def deliver(name: str) -> None:
+                source = peers.write(name, data)
+                try:
+                    await peers.send(source)
+                except TransferError as error:
+                    failures.append(error)
+                    relay.resume.set()
+                    await peers.send(source)
+
+            async with trio.open_nursery() as sending:
+                for name in "ab":
+                    sending.start_soon(deliver, name)
+            assert peers.received() == dict.fromkeys("ab", data)
+            assert {progress.method for progress in peers.sending} <= {"", "proxy"}
+            [failure] = failures
+            assert failure.type is ErrorType.WAIT
+            assert str(failure).endswith("; the proxies are in use just now")
+            nursery.cancel_scope.cancel()
+
+
+async def test_transfer_through_the_server_keeps_no_place_at_a_proxy(tmp_path: Path) -> None:
+    def only_inband(element: Element) -> None:
+        for parent in list(element.iter()):
+            for option in parent.findall("{jabber:x:data}option"):
+                if option.findtext("{jabber:x:data}value") != ibb.NS:
+                    parent.remove(option)
+
+    async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+        await open_proxy(peers, nursery)
+        requester = peers.sender._requester
+        assert requester is not None
+        requester._proxies.failed(BOB, [None], time.time())  # so it takes a place
+        peers.server.change(si.SI, only_inband)
+        held = trio.Event()
+        peers.server.inject(ibb.OPEN, held)
+        nursery.start_soon(peers.send, peers.write("a", content(MIB)))
+        await peers.server.asked(ibb.OPEN)
+        assert len(requester._room) == 0
+        held.set()
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_the_receipt_keeps_no_place_at_a_proxy(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+        await open_proxy(peers, nursery)
+        requester = peers.sender._requester
+        assert requester is not None
+        requester._listener = None
+        held = trio.Event()
+        peers.server.inject(si.FINISH, held)
+        nursery.start_soon(peers.send, peers.write("a", content(MIB)))
+        await peers.server.asked(si.FINISH)
+        assert peers.sending[0].method == "proxy"
+        assert len(requester._room) == 0
+        held.set()
+        nursery.cancel_scope.cancel()
 
 
 # What must be read first
