@@ -15,6 +15,9 @@ MAX_RUNNING = 32  # deliveries
 # A file up to this size never waits for a place behind larger ones: one place of each peer,
 # and one of all, is kept free of files above it.
 SMALL = 4 * 1024 * 1024  # bytes
+# Larger ones to a peer at a time, however many small ones may run: each keeps one of the eight
+# threads that either end has for the other, and one is for small files.
+MAX_LARGE = 7  # deliveries
 # A delivery takes up one of the places that move bytes from its beginning, or more would be
 # offered than can move. A peer that has not answered for so long may never do so: its place
 # goes to somebody else, and if it answers after all, it waits for the next that is free.
@@ -188,7 +191,7 @@ class _Held:
             return False
         # Of one single place huge files must have their share.
         return delivery.version.size <= SMALL or (
-            self._large.get(peer, 0) < max(1, limit - 1)
+            self._large.get(peer, 0) < min(MAX_LARGE, max(1, limit - 1))
             and self._all_large < max(1, self._places - 1)
         )
 

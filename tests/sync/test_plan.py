@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from syncd.sync.plan import (
     ANSWER_GRACE,
+    MAX_LARGE,
     MAX_RUNNING,
     RETRY_FIRST,
     RETRY_LAST,
@@ -19,6 +20,7 @@ from syncd.sync.plan import (
     next_deliveries,
     retry_delay,
 )
+from syncd.transfer.pump import PEER_THREADS
 
 NOW = 1_000_000.0  # seconds since 1970
 PEERS = ("bob@example.org", "carol@example.org", "dave@example.org")
@@ -242,6 +244,18 @@ def test_the_last_place_of_all_is_kept_for_small_files() -> None:
     assert start(huge[2:], running=huge[:2], places=3) == ([], math.inf)
     # With one place for everybody it is whoever's turn it is.
     assert start(huge, places=1) == ([0], math.inf)
+
+
+def test_no_more_large_files_run_to_a_peer_than_it_has_threads_for() -> None:
+    """However many small ones the user lets run beside them."""
+    large = [delivery(number, size=SMALL + 1, path=f"{number}.iso") for number in range(20)]
+    small = [delivery(100 + number, path=f"{number}.txt") for number in range(20)]
+    ids, _ = start([*large, *small], parallel=12, places=30)
+    assert ids == [*range(MAX_LARGE), *range(100, 100 + 12 - MAX_LARGE)]
+
+
+def test_the_threads_for_a_peer_are_those_of_the_pump() -> None:
+    assert MAX_LARGE == PEER_THREADS - 1
 
 
 @given(worlds(), st.integers(2, 64), st.integers(2, 40))
