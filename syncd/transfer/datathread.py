@@ -191,7 +191,9 @@ class Wire:
 
     @property
     def own_host(self) -> str:
-        """Our address at this end of it."""
+        """Our address at this end of it; empty inside of this machine (in-band)."""
+        if self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return ""
         return str(self._socket.getsockname()[0])
 
     def shut_down(self) -> None:

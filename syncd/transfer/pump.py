@@ -68,6 +68,9 @@ PEER_THREADS = 8  # threads of one bare JID, in each direction
 # and nobody's bytes shall wait for that, nor all others for a few huge files of one peer.
 HASH_THREADS = 8  # threads
 PEER_HASH_THREADS = 4  # threads of one bare JID
+# No more than this is no reason to stand in that queue: the slowest disk reads it in a second,
+# and a file that is new, or small, would wait for hours behind huge ones.
+LITTLE = 4 << 20  # bytes
 
 # The slowest disk on which there shall be huge files: a worn card, or one behind a slow net,
 # that several transfers read at once.
@@ -76,8 +79,8 @@ SLOWEST_DISK = 5_000_000  # bytes per second
 # ever for somebody who will not come back.
 MAX_HASHING = 4 * 3600.0  # seconds
 
-# How long a transfer is taken for a short one, which ends soon: a part of the patience of those
-# that wait for its thread; and how many may be under way or wait for each.
+# How long a transfer that can be short is taken for one, which ends soon: a part of the
+# patience of those that wait for its thread; and how many may be under way or wait for each.
 SOON = 15.0  # seconds
 MAX_QUEUED = 4  # transfers
 
@@ -262,32 +265,65 @@ def threads(kind: Kind) -> Threads:
 class Admission:
     """Says whether a further transfer to us will have a thread soon.
 
-    Those that have been under way for a while go on for longer, those that have just begun end
-    soon, as far as anybody knows: of them a few may wait for each thread that is left.
+    One that can be short ends soon, as far as anybody knows, until it has been under way for a
+    while: of these a few may wait for each thread that is left. One that cannot keeps its
+    thread, and so needs one that nobody else has or waits for.
     """
 
     def __init__(self) -> None:
-        self._began: dict[object, tuple[JID, float]] = {}
+        self._began: dict[object, tuple[JID, float, bool]] = {}
 
-    def begin(self, transfer: object, peer: JID, now: float) -> None:
-        """A transfer of a bare JID begins; the time in seconds."""
-        self._began[transfer] = peer, now
+    def begin(self, transfer: object, peer: JID, now: float, *, short: bool) -> None:
+        """A transfer begins.
+
+        Args:
+          transfer: Which.
+          peer: Whose, a bare JID.
+          now: The time, seconds.
+          short: Whether it can be a short one.
+        """
+        self._began[transfer] = peer, now, short
 
     def end(self, transfer: object) -> None:
         """It has ended, if it ever began."""
         self._began.pop(transfer, None)
 
-    def has_room(self, now: float, peer: JID | None = None) -> bool:
-        """Whether one more may begin.
+    def has_room(self, now: float, *, short: bool, replaced: object = None) -> bool:
+        """Whether one more may begin, whosever it is.
 
         Args:
           now: The time, seconds.
-          peer: In whose share, a bare JID; None: whosever it is.
+          short: Whether it can be a short one.
+          replaced: The transfer that ends when this one begins, if there is one.
         """
-        total = IN_THREADS if peer is None else PEER_THREADS
-        ages = [now - began for who, began in self._began.values() if peer in (None, who)]
-        slow = sum(age >= SOON for age in ages)
-        return len(ages) - slow < (total - slow) * MAX_QUEUED
+        slow = quick = 0
+        for lasting, ending in self._counts(now, replaced).values():
+            # The others of this peer wait for its own share, and in nobody's way.
+            kept = min(lasting, PEER_THREADS)
+            slow += kept
+            quick += min(ending, PEER_THREADS - kept)
+        return _have_room(slow, quick, IN_THREADS, short=short)
+
+    def has_share(self, peer: JID, now: float, *, short: bool, replaced: object = None) -> bool:
+        """The same, of the threads that one bare JID may have."""
+        slow, quick = self._counts(now, replaced).get(peer, (0, 0))
+        return _have_room(slow, quick, PEER_THREADS, short=short)
+
+    def _counts(self, now: float, replaced: object) -> dict[JID, tuple[int, int]]:
+        """How many of each peer go on for long, and how many end soon."""
+        counts: dict[JID, tuple[int, int]] = {}
+        for transfer, (peer, began, short) in self._began.items():
+            if transfer is not replaced:
+                slow, quick = counts.get(peer, (0, 0))
+                is_quick = short and now - began < SOON
+                counts[peer] = slow + (not is_quick), quick + is_quick
+        return counts
+
+
+def _have_room(slow: int, quick: int, total: int, *, short: bool) -> bool:
+    if short:
+        return quick < (total - slow) * MAX_QUEUED
+    return slow + quick < total
 
 
 def hashing_time(size: int) -> float:
@@ -426,7 +462,7 @@ def cut_lost(is_ours: Callable[[str], bool]) -> int:
     Returns:
       How many there were.
     """
-    lost = [wire for wire in _live() if not is_ours(wire.own_host)]
+    lost = [wire for wire in _live() if wire.own_host and not is_ours(wire.own_host)]
     for wire in lost:
         wire.shut_down()
     return len(lost)
@@ -436,6 +472,8 @@ async def hash_prefix(
     file_fd: int, length: int, hasher: Hasher, peer: JID | None = None
 ) -> None:
     """Let a hasher take in the beginning of a file, to go on from there.
+
+    Who has to read much waits for others that do; there is no queue for `LITTLE`.
 
     Args:
       file_fd: The file, open for reading; its position is neither used nor moved.
@@ -448,14 +486,19 @@ async def hash_prefix(
       TransferError: The file cannot be read.
     """
     work = Work(file_fd, length, hasher, Progress())
-    await _in_thread("hash", peer, work.stop, lambda: hash_file(work))
+    if not length:
+        await trio.lowlevel.checkpoint()
+    elif length <= LITTLE:
+        await on_disk(hash_file, work)
+    else:
+        await _in_thread("hash", peer, work.stop, lambda: hash_file(work))
 
 
 async def prove(partial: PartialFile, peer: JID | None = None) -> int:
     """Find out in a thread how much of a partial file is to go on from.
 
     At the speed of the disk: when the answer must not wait for that, look at its offset,
-    which only claims, first.
+    which only claims, first. Who claims much waits for others that do, as in `hash_prefix`.
 
     Args:
       partial: Just opened; its ``blocks`` are the hasher for `receive` afterwards.
@@ -467,6 +510,8 @@ async def prove(partial: PartialFile, peer: JID | None = None) -> int:
     Raises:
       TransferError: The disk refuses, or is full.
     """
+    if partial.offset <= LITTLE:
+        return await on_disk(partial.prove)
     stop = threading.Event()
     return await _in_thread("hash", peer, stop, lambda: partial.prove(stop.is_set))
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from syncd.bytestreams import s5b
+from syncd.bytestreams.outgoing import SMALL
 from syncd.disk import paths
-from syncd.disk.beneath import check_twins, count_new
+from syncd.disk.beneath import check_twins, count_new, explain, open_parent
 from syncd.disk.partial import (
     Action,
     Identity,
@@ -61,6 +62,7 @@ from syncd.transfer.incoming import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from xml.etree.ElementTree import Element
 
     from syncd.bytestreams.inband import Inband, Slot
@@ -162,6 +164,10 @@ class Receiver:
         self._receipts: OrderedDict[tuple[JID, str], si.Finish] = OrderedDict()
         # One file at a time comes to one place; the locks live as long as somebody waits.
         self._placing: weakref.WeakValueDictionary[tuple[str, str], trio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+        # One at a time makes directories below one root, so that each counts once.
+        self._making: weakref.WeakValueDictionary[Path, trio.Lock] = (
             weakref.WeakValueDictionary()
         )
         self._admission = pump.Admission()
@@ -277,7 +283,7 @@ class Receiver:
         sealed = await self._check_seal(sender, offer)
         slot = slot_of(sender, offer, inbox, path)
         if is_resumable(offer):
-            await self._end_other(sender, slot)
+            await self._replace(sender, offer, slot)
         present = await self._find_present(sender, offer, inbox, components)
         if present is not None:
             return Incoming(sender, offer, inbox, components, None, present, sealed)
@@ -342,7 +348,12 @@ class Receiver:
             incoming.seal = self._seals.answer(incoming.sealed, incoming.start)
         self._incoming[incoming.sender, incoming.offer.sid] = incoming
         if incoming.partial is not None:
-            self._admission.begin(incoming, incoming.sender.bare, trio.current_time())
+            self._admission.begin(
+                incoming,
+                incoming.sender.bare,
+                trio.current_time(),
+                short=_is_short(incoming.offer),
+            )
 
     def _settle(self, incoming: Incoming) -> None:
         """Count what came; what did not may come in another transfer."""
@@ -376,27 +387,32 @@ class Receiver:
                 ErrorType.WAIT, "resource-constraint", "too many transfers at once"
             )
 
-    def _check_threads(self, sender: JID, offer: si.Offer) -> None:
+    def _check_threads(
+        self, sender: JID, offer: si.Offer, replaced: Incoming | None = None
+    ) -> None:
         """Refuse what would wait for a thread longer than its sender does.
 
         That one offers it again later, and must not blame the way. But a plain client would
         never: one that has sent many small files at once has waited for its own share.
         """
-        now = trio.current_time()
-        room = self._admission.has_room(now)
+        now, short = trio.current_time(), _is_short(offer)
+        room = self._admission.has_room(now, short=short, replaced=replaced)
         if offer.sync is not None:
-            room = room and self._admission.has_room(now, sender.bare)
+            room = room and self._admission.has_share(
+                sender.bare, now, short=short, replaced=replaced
+            )
         if not room:
             raise StanzaError(
                 ErrorType.WAIT, "resource-constraint", "too many slow transfers at once"
             )
 
-    async def _end_other(self, sender: JID, slot: tuple[str, str, str]) -> None:
-        """A sender that offers a file again has given its former transfer up.
+    async def _replace(self, sender: JID, offer: si.Offer, slot: tuple[str, str, str]) -> None:
+        """End the former transfer of a file: who offers it again has given that up.
 
         Raises:
-          StanzaError: Another of its resources is sending the file. Were that one ended, it
-            would offer the file again as well, and neither would ever get through.
+          StanzaError: There is no thread for another, and the former one goes on. Or another
+            of the sender's resources is sending the file: were that one ended, it would offer
+            the file again as well, and neither would ever get through.
         """
         for other in list(self._incoming.values()):
             if other.slot == slot and other.resumable:
@@ -406,6 +422,8 @@ class Receiver:
                         "resource-constraint",
                         "another client of yours is sending this file",
                     )
+                if other.partial is not None:  # else nothing is to come, of this one either
+                    self._check_threads(sender, offer, other)
                 other.scope.cancel()
                 await other.ended.wait()
 
@@ -634,18 +652,19 @@ class Receiver:
                 root, components = incoming.inbox.root, incoming.components
                 await pump.on_disk(check_twins, root, components)
             theirs = await self._replaceable(incoming)
+            directories = await self._make_directories(incoming)
             for _ in range(MAX_RACES):
+                incoming.made = directories
                 place = await pump.on_disk(
                     partial.choose_place, incoming.components, theirs, digest, who
                 )
                 identity = place.existing if place.action is Action.SAME else sealed
                 assert identity is not None
-                if place.action is not Action.SAME:
-                    incoming.made = incoming.entries
                 await self._arriving(_arriving(incoming, place, identity, digest))
                 if place.action is Action.SAME:
                     await pump.on_disk(partial.discard)
                     return place
+                incoming.made += 1
                 try:
                     await pump.on_disk(partial.publish, place)
                 except FileExistsError:
@@ -653,6 +672,20 @@ class Receiver:
                 log.info("received %s from %s", "/".join(place.components), incoming.sender)
                 return place
         raise TransferError(f"{incoming.path} is created by another program all the time")
+
+    async def _make_directories(self, incoming: Incoming) -> int:
+        """Make those that the file still needs; those that others have made are not counted.
+
+        Returns:
+          How many.
+        """
+        most = incoming.entries - 1
+        if most <= 0:
+            return 0
+        root = incoming.inbox.root
+        async with self._making.setdefault(root, trio.Lock()):
+            made = await pump.on_disk(_make_directories, root, incoming.components)
+        return min(made, most)
 
     async def _replaceable(self, incoming: Incoming) -> Identity | None:
         """Which version the sender's own takes the place of, if that is what stands there.
@@ -679,6 +712,16 @@ class Receiver:
         while len(self._receipts) > MAX_RECEIPTS:
             self._receipts.popitem(last=False)
         call.answer(si.make_receipt(receipt))
+
+
+def _make_directories(root: Path, components: Sequence[str]) -> int:
+    """Make what is missing on the way to a file; returns how many directories that was."""
+    missing = count_new(root, components) - 1
+    try:
+        with open_parent(root, components, create=True):
+            return missing
+    except OSError as error:
+        raise explain(error, "the file cannot be stored") from error
 
 
 async def _finish_of(incoming: Incoming) -> tuple[Call, si.Finish]:
@@ -712,6 +755,11 @@ def _arriving(incoming: Incoming, place: Place, identity: Identity, digest: byte
 def _version(known: Known) -> tuple[JID, int, int]:
     """Whose version of the file it is, and which."""
     return known.peer, known.source_size, known.source_mtime_ns
+
+
+def _is_short(offer: si.Offer) -> bool:
+    """Whether a file can arrive soon, so that others may wait for its thread."""
+    return offer.size is not None and offer.size <= SMALL
 
 
 def _end(incoming: Incoming) -> int:

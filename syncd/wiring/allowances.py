@@ -5,7 +5,8 @@ away before anything is counted. Bytes are counted as they come, also those of a
 never finished, since they cost the same. A file costs a disk something even when it is empty,
 and so does a directory that is made for it: each counts as one, and for `ENTRY` bytes at
 least. What an accepted offer may still bring is set aside, so that many offers at once do not
-add up to more. The count is kept in memory: it begins anew when the daemon starts.
+add up to more; a directory for each of its files, as none of them may be the one that comes,
+and counted for the first. The count is kept in memory: it begins anew when the daemon starts.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class Allowance:
           granted: What it returned.
           came: How many bytes did come.
           entries: As given to it.
-          made: How many of them there are now.
+          made: How many of them were made for this one.
         """
         self._reserved -= _cost(granted, entries)
         self._to_make -= entries

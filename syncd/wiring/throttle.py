@@ -12,6 +12,14 @@ beyond the patience of their peers. Whoever takes therefore says under which lim
 began to move (`Throttle.limits`), looks now and then while it waits whether they still hold,
 and begins anew with a small step if not. So a change costs a limit at most a step of each.
 
+What a peer sends is slowed down by reading no faster, and that has one seam. A fast connection
+makes the kernel's receive buffer grow to many MiB, and Linux lets nothing more come into a full
+one before a sixteenth of it is free again: under a limit that is lowered on the way, the sender
+sees nothing move for so long (measured: 45 s for 11 MB at 16 KiB/s). Where that is more than
+its patience, the transfer breaks once, and goes on where it was over a new connection, whose
+buffer stays small. Nothing better is known: a buffer that was made smaller never grows again,
+and would slow down the night of a huge file because of a limit for the day.
+
 Data threads take from several buckets at once, and several threads from one: each take happens
 under a lock, the same for all throttles that share a bucket, and nothing is waited for under
 it. Clock and lock are arguments::

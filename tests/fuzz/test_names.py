@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from syncd.disk import paths
 from tests.fuzz.names import check, inputs, one_input
 
-# Ten seconds where time is set aside for it, and a few elsewhere.
-EXAMPLES = 4_000 if os.environ.get("CI") else 1_000
+# Some seconds where time is set aside for it, and a few elsewhere.
+EXAMPLES = 2_000 if os.environ.get("CI") else 1_000
 
 
 @settings(

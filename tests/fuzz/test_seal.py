@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.fuzz.seal import Changes
 
 # Ten seconds where time is set aside for it, and a few elsewhere.
-EXAMPLES = 3_000 if os.environ.get("CI") else 400
+EXAMPLES = 1_500 if os.environ.get("CI") else 400
 
 
 @settings(

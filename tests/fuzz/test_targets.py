@@ -15,8 +15,8 @@ from syncd.bytestreams import ibb, socks5
 from syncd.control import messages
 from tests.fuzz import control, inband, socks
 
-# Some twenty seconds in all where time is set aside for it, and a few elsewhere.
-EXAMPLES = 3_000 if os.environ.get("CI") else 500
+# Some ten seconds in all where time is set aside for it, and a few elsewhere.
+EXAMPLES = 1_500 if os.environ.get("CI") else 500
 
 bounded = settings(
     max_examples=EXAMPLES,

@@ -86,6 +86,19 @@ async def test_end_refuses_what_waits_and_what_comes_later() -> None:
     assert asked.outcomes == dict.fromkeys(("begun", "waiting", "late"), "item-not-found")
 
 
+async def test_end_may_be_told_more_than_once() -> None:
+    """By the task that is cancelled, and by who cancels it."""
+    mailbox = Mailbox()
+    async with trio.open_nursery() as nursery:
+        asked = Asked(mailbox, nursery)
+        asked.ask("waiting")
+        await wait_all_tasks_blocked()
+        mailbox.close(ENDED)
+        mailbox.close(ENDED)
+        asked.ask("late")
+    assert asked.outcomes == dict.fromkeys(("waiting", "late"), "item-not-found")
+
+
 async def test_only_so_many_requests_wait() -> None:
     mailbox = Mailbox()
     async with trio.open_nursery() as nursery:

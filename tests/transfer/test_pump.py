@@ -1,11 +1,13 @@
 import hashlib
+import itertools
 import os
 import random
 import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, closing, nullcontext, suppress
 from pathlib import Path
 
@@ -448,12 +450,77 @@ async def test_bytestreams_from_an_address_that_has_gone_are_cut(
     assert pump.cut_lost(lambda host: False) == 0
 
 
+async def test_what_goes_through_the_server_hangs_on_no_address(
+    open_file: Callable[..., int],
+) -> None:
+    ours, theirs = trio.socket.socketpair()
+    target, progress = open_file("target"), Progress()
+    async with (
+        trio.SocketStream(ours) as stream,
+        trio.SocketStream(theirs) as peer,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(
+            lambda: receive(stream, target, offset=0, length=4, hasher=None, progress=progress)
+        )
+        await wait_all_tasks_blocked()
+        assert pump.cut_lost(lambda host: False) == 0
+        await peer.send_all(b"FILE")
+    assert content(target) == b"FILE"
+
+
 async def test_hashing_can_be_cancelled(open_file: Callable[..., int]) -> None:
     source, hasher = open_file("source"), blake3()
     os.truncate(source, 1 << 42)
     with trio.move_on_after(0.05) as scope:
         await hash_prefix(source, 1 << 42, hasher)
     assert scope.cancelled_caught
+
+
+@pytest.fixture
+async def busy_disk() -> AsyncIterator[None]:
+    """All that may read much is at it, for this peer and for all others."""
+    blocked = threading.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(pump.HASH_THREADS):
+            peer = (SLOW, FAST)[number % 2]
+            nursery.start_soon(pump.threads("hash").run, blocked.wait, peer)
+        await wait_all_tasks_blocked()
+        assert pump.threads("hash").limiter.available_tokens == 0
+        try:
+            yield
+        finally:
+            blocked.set()
+
+
+async def test_who_has_little_to_hash_waits_for_nobody(
+    busy_disk: None, open_file: Callable[..., int], tmp_path: Path
+) -> None:
+    """After a restart huge files are proved for hours; small ones and new ones come at once."""
+    whole = pattern(300_000)
+    source = open_file("source", whole)
+    key = key_of("a@b", "f", "p", len(whole), 1)
+    for start in (0, 250_000, 300_000):
+        with trio.fail_after(20), closing(PartialFile(tmp_path, key, len(whole))) as partial:
+            assert await prove(partial, SLOW) == start
+            hasher = blake3()
+            await hash_prefix(source, start, hasher, SLOW)
+            assert hasher.digest() == partial.blocks.digest()
+            end = 300_000 if start else 250_000
+            os.pwrite(partial.fd, whole[start:end], start)
+            partial.blocks.update(memoryview(whole[start:end]))
+
+
+async def test_who_has_much_to_hash_waits_for_others_that_do(
+    busy_disk: None, open_file: Callable[..., int]
+) -> None:
+    source = open_file("source")
+    os.truncate(source, pump.LITTLE + 1)
+    with trio.move_on_after(0.05) as scope:
+        await hash_prefix(source, pump.LITTLE + 1, blake3(), SLOW)
+    assert scope.cancelled_caught
+    with trio.fail_after(20):
+        await hash_prefix(source, pump.LITTLE, blake3(), SLOW)
 
 
 async def test_no_more_threads_move_data_than_there_are(open_file: Callable[..., int]) -> None:
@@ -511,34 +578,71 @@ async def test_peer_whose_transfers_never_end_has_only_its_share(
     assert content(target) == b"FILE"
 
 
-def test_transfers_are_admitted_as_many_as_have_a_thread_soon() -> None:
+def test_short_transfers_are_admitted_as_many_as_have_a_thread_soon() -> None:
     admission = pump.Admission()
     for number in range(pump.PEER_THREADS * pump.MAX_QUEUED):
-        assert admission.has_room(0.0, SLOW)
-        admission.begin(number, SLOW, 0.0)
-    assert not admission.has_room(0.0, SLOW)
+        assert admission.has_share(SLOW, 0.0, short=True)
+        admission.begin(number, SLOW, 0.0, short=True)
+    assert not admission.has_share(SLOW, 0.0, short=True)
     for number in range(pump.PEER_THREADS, pump.PEER_THREADS * pump.MAX_QUEUED):
         admission.end(number)
-    assert admission.has_room(pump.SOON - 1, SLOW)
+    assert admission.has_share(SLOW, pump.SOON - 1, short=True)
     # By now those that are left are slow ones; of their threads none is free soon.
-    assert not admission.has_room(pump.SOON, SLOW)
-    assert admission.has_room(pump.SOON, FAST)
-    assert admission.has_room(pump.SOON)
+    assert not admission.has_share(SLOW, pump.SOON, short=True)
+    assert admission.has_share(FAST, pump.SOON, short=True)
+    assert admission.has_room(pump.SOON, short=True)
     admission.end(0)
     admission.end(0)
     for number in range(100, 100 + pump.MAX_QUEUED):
-        assert admission.has_room(pump.SOON, SLOW)
-        admission.begin(number, SLOW, pump.SOON)
-    assert not admission.has_room(pump.SOON, SLOW)
+        assert admission.has_share(SLOW, pump.SOON, short=True)
+        admission.begin(number, SLOW, pump.SOON, short=True)
+    assert not admission.has_share(SLOW, pump.SOON, short=True)
+
+
+def test_huge_transfers_are_admitted_as_many_as_there_are_threads() -> None:
+    """Whatever waits behind one of them, waits longer than its sender does."""
+    admission = pump.Admission()
+    peers = [JID.parse(f"p{number}@example.org") for number in range(12)]
+    accepted = 0
+    for peer in peers * pump.MAX_QUEUED:
+        if admission.has_share(peer, 0.0, short=False) and admission.has_room(0.0, short=False):
+            admission.begin(accepted, peer, 0.0, short=False)
+            accepted += 1
+    assert accepted == pump.IN_THREADS
+    assert not admission.has_room(0.0, short=True)
+    # One that takes the place of another needs no further thread.
+    assert admission.has_room(0.0, short=False, replaced=0)
+    assert not admission.has_room(0.0, short=False)
+    admission.end(0)
+    # Nor is there one that waits for those that may be short.
+    admission.begin(0, SLOW, 0.0, short=True)
+    assert not admission.has_room(0.0, short=False)
+    assert admission.has_room(0.0, short=True)
+
+
+def test_share_of_one_peer_is_all_that_it_takes_from_the_others() -> None:
+    """Who is never refused for its own share waits in its own queue, however long that is."""
+    for short, now in itertools.product((True, False), (0.0, pump.SOON)):
+        admission = pump.Admission()
+        for number in range(2 * pump.IN_THREADS):
+            admission.begin(number, SLOW, 0.0, short=short)
+        assert not admission.has_share(SLOW, now, short=False)
+        for number in range(pump.IN_THREADS - pump.PEER_THREADS):
+            assert admission.has_room(now, short=False)
+            assert admission.has_room(now, short=True)
+            peer = JID.parse(f"p{number}@example.org")
+            assert admission.has_share(peer, now, short=False)
+            admission.begin(peer, peer, now, short=False)
+        assert not admission.has_room(now, short=False)
 
 
 def test_all_threads_together_have_their_limit_as_well() -> None:
     admission = pump.Admission()
     for number in range(pump.IN_THREADS):
-        admission.begin(number, JID.parse(f"p{number}@example.org"), 0.0)
-    assert admission.has_room(0.0)
-    assert not admission.has_room(pump.SOON)
-    assert admission.has_room(pump.SOON, FAST)
+        admission.begin(number, JID.parse(f"p{number}@example.org"), 0.0, short=True)
+    assert admission.has_room(0.0, short=True)
+    assert not admission.has_room(pump.SOON, short=True)
+    assert admission.has_share(FAST, pump.SOON, short=True)
 
 
 def test_patience_grows_with_what_is_hashed_first_and_not_without_end() -> None:
@@ -640,6 +744,7 @@ async def test_proving_can_be_cancelled(tmp_path: Path) -> None:
             return 0
 
     with closing(Huge(tmp_path, key_of("a@b", "f", "p", 1, 1), 1)) as partial:
+        partial.offset = 1 << 42
         with trio.move_on_after(0.05) as scope:
             await prove(partial)
         assert scope.cancelled_caught

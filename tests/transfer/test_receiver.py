@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import secrets
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from syncd.errors import (
 )
 from syncd.transfer import pump, receiver, si, taking
 from syncd.transfer.sender import Sent, Source, Target
+from syncd.wiring.allowances import Allowances, Terms
 from syncd.xmpp.jid import JID
 from syncd.xmpp.stanza import Iq, make_iq
 from syncd.xmpp.xml import is_writable, make
@@ -333,6 +335,50 @@ async def test_another_syncd_of_the_same_account_waits_as_long_as_the_first_is_t
         else:
             assert (await asking).type == "result"
         assert first.ended.is_set() is not online
+
+
+@pytest.mark.parametrize("found", [False, True])
+async def test_directory_counts_for_the_file_that_it_is_made_for(
+    tmp_path: Path, found: bool
+) -> None:
+    """Four of one new tree at once: its ten directories and they themselves are 14."""
+    tree = "/".join("0123456789")
+    async with open_peers(tmp_path) as peers:
+        peers.allowances = Allowances(trio.current_time, {ALICE.bare: Terms(max_files=44)})
+        offers = [an_offer(path=f"{tree}/{number}", size=0) for number in range(4)]
+        for offer in offers:
+            await peers.ask(si.make_offer(offer))
+        allowance = peers.allowances.of(ALICE.bare)
+        with pytest.raises(StanzaError):
+            allowance.reserve(0, known=True, entries=1)
+        if found:
+            peers.folder.joinpath(tree).mkdir(parents=True)  # by somebody else, meanwhile
+        async with trio.open_nursery() as nursery:
+            for offer in offers:
+                finish = si.Finish(sid=offer.sid, size=0, digest=digest(b""))
+                nursery.start_soon(peers.ask, si.make_finish(finish))
+        await peers.settled()
+        assert len(peers.received()) == 4
+        made = 4 if found else 14
+        with pytest.raises(StanzaError):
+            allowance.reserve(0, known=True, entries=44 - made + 1)
+        assert allowance.reserve(0, known=True, entries=44 - made) == 0
+
+
+async def test_directories_count_although_their_file_did_not_come(tmp_path: Path) -> None:
+    async def refuse(_: Arriving) -> None:
+        raise TransferError("the journal is full")
+
+    async with open_peers(tmp_path) as peers:
+        peers.allowances = Allowances(trio.current_time, {ALICE.bare: Terms(max_files=5)})
+        peers.on_arriving = refuse
+        with pytest.raises(TransferError):
+            await peers.send(peers.write("a/b/c", b""))
+        await peers.settled()
+        allowance = peers.allowances.of(ALICE.bare)
+        with pytest.raises(StanzaError):
+            allowance.reserve(0, known=True, entries=3 + 1)
+        assert allowance.reserve(0, known=True, entries=3) == 0
 
 
 # Being there already
@@ -731,11 +777,61 @@ async def test_offer_that_would_wait_for_slow_transfers_is_to_come_later(
         assert len(peers.partials()) == 3
         # A plain client would not come again, and is in nobody's way but its own.
         await peers.ask(si.make_offer(an_offer(path=None, name="e")))
-        monkeypatch.setattr(pump, "IN_THREADS", 4)
+        monkeypatch.setattr(pump, "IN_THREADS", 2)
         error = await refused(peers.ask(si.make_offer(an_offer(path=None, name="f"))))
         assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
         await peers.restart_receiver()
         await peers.ask(si.make_offer(an_offer(path="d")))
+
+
+async def test_huge_files_are_accepted_as_many_as_have_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small ones may wait for each other; behind a huge one nobody's patience is enough."""
+    monkeypatch.setattr(pump, "PEER_THREADS", 2)
+    async with open_peers(tmp_path) as peers:
+        for name in ("a", "b"):
+            await peers.ask(si.make_offer(an_offer(path=name, size=LARGE)))
+        for size in (LARGE, 1):
+            error = await refused(peers.ask(si.make_offer(an_offer(path="c", size=size))))
+            assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        # One that is offered again needs no thread but that of its former transfer.
+        former = peers.incoming[0]
+        await peers.ask(si.make_offer(an_offer(path="a", size=LARGE)))
+        assert former.ended.is_set()
+        assert len(peers.partials()) == 2
+
+
+async def test_offer_that_is_refused_does_not_end_the_former_transfer_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(LARGE)
+    async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+        source = peers.write("a", data)
+        peers.relay.hold_at(MIB)
+        nursery.start_soon(peers.send, source)
+        await peers.relay.reached.wait()
+        monkeypatch.setattr(pump, "IN_THREADS", 0)
+        offer = an_offer(path="a", size=LARGE)
+        error = await refused(peers.ask(si.make_offer(offer)))
+        assert (error.type, error.condition) == (ErrorType.WAIT, "resource-constraint")
+        peers.relay.resume.set()
+        await peers.settled()
+        assert peers.received() == {"a": data}
+
+
+async def test_new_file_does_not_wait_for_what_is_hashed(tmp_path: Path) -> None:
+    """After a restart huge files are proved for hours; a new one has nothing to prove."""
+    hashed = threading.Event()
+    async with open_peers(tmp_path) as peers, trio.open_nursery() as nursery:
+        for peer in [ALICE.bare] * pump.PEER_HASH_THREADS + [BOB.bare] * pump.PEER_HASH_THREADS:
+            nursery.start_soon(pump.threads("hash").run, hashed.wait, peer)
+        await trio.testing.wait_all_tasks_blocked()
+        assert pump.threads("hash").limiter.available_tokens == 0
+        try:
+            assert (await peers.send(peers.write("a", b"new"))).confirmed
+        finally:
+            hashed.set()
 
 
 async def test_offers_that_come_at_once_do_not_pass_the_limit(
