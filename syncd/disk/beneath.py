@@ -15,6 +15,8 @@ import shlex
 import stat
 from typing import TYPE_CHECKING
 
+import blake3
+
 from syncd.disk.paths import PRIVATE, fold
 from syncd.errors import ChangedError, DeclinedError, ErrorType, TransferError
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Hashing a file: large enough to be fast, small enough for the cache.
+_CHUNK = 1 << 20  # bytes
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # renameat2(2)
@@ -262,6 +267,26 @@ def open_source(root: Path, components: Sequence[str]) -> int:
         os.close(fd)
         raise ChangedError("this is no regular file any more")
     return fd
+
+
+def hash_file(name: str, directory: int, size: int) -> bytes:
+    """BLAKE3 of a file, 32 bytes.
+
+    Args:
+      name: Of the file, in its directory.
+      directory: Descriptor of that.
+      size: How long it should be, bytes; one that grows all the time is not read for ever.
+
+    Raises:
+      OSError: It is missing, is a link, or cannot be read.
+    """
+    hasher = blake3.blake3()
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(name, flags, dir_fd=directory), "rb", buffering=0) as file:  # noqa: PTH123 - by descriptor
+        while size >= 0 and (chunk := file.read(_CHUNK)):
+            hasher.update(chunk)
+            size -= len(chunk)
+    return hasher.digest()
 
 
 def rename_new(source: str, source_fd: int, target: str, target_fd: int) -> None:

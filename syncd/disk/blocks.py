@@ -64,6 +64,10 @@ FLUSH: Final = 1.0  # seconds
 # What a new file takes from a full disk: a directory's and a file's block of any file system.
 _ROOM = 16 << 10  # bytes
 
+# Notes that cannot be read for one of these reasons are there all the same, and with them what
+# they prove: too many open files, too little memory, a disk or a server that does not answer.
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ETIMEDOUT})
+
 # As in the data thread: fast, and one read's worth of cache.
 _CHUNK = 1 << 20  # bytes
 
@@ -155,6 +159,9 @@ class Blocks:
 
         Returns:
           What `prove` says, unless the file or its notes are damaged.
+
+        Raises:
+          OSError: The notes cannot be read now; how far it has come is not known.
         """
         if self._open_notes is None or not self._find_notes(self._open_notes):
             self._let_go()
@@ -178,6 +185,9 @@ class Blocks:
 
         Returns:
           The offset to go on from. The caller cuts off what lies behind it.
+
+        Raises:
+          OSError: The notes cannot be read now; nothing may be cut off.
         """
         assert self.offset == 0
         if self._open_notes is not None and self._find_notes(self._open_notes):
@@ -213,8 +223,10 @@ class Blocks:
 
     def _let_go(self) -> None:
         if self._notes >= 0:
-            os.close(self._notes)
-            self._notes = -1
+            fd, self._notes = self._notes, -1
+            # NFS tells here that the disk is full: it costs the next attempt some blocks.
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def _hash(self, hasher: blake3.blake3, end: int, stopped: Callable[[], bool]) -> bool:
         """Let a hasher take in the file up to an offset; False if that cannot be."""
@@ -238,11 +250,19 @@ class Blocks:
         return -(-size // self._block)
 
     def _find_notes(self, open_notes: Callable[[bool], int]) -> bool:
-        """Open the notes of an earlier attempt, if they are those of this file."""
+        """Open the notes of an earlier attempt, if they are those of this file.
+
+        Raises:
+          OSError: It is not known whether they are, for a reason that passes.
+        """
         try:
             self._notes = open_notes(False)
             return os.pread(self._notes, _HEADER.size, 0) == self._header()
-        except OSError:
+        except OSError as error:
+            # All others: there are none, or what stands there is something else.
+            if error.errno in _PASSING:
+                self._let_go()
+                raise
             return False
 
     def _header(self) -> bytes:

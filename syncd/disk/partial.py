@@ -35,12 +35,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import blake3
-
 from syncd.disk import room
 from syncd.disk.beneath import (
     exchange,
     explain,
+    hash_file,
     open_directory,
     open_parent,
     open_private,
@@ -49,9 +48,7 @@ from syncd.disk.beneath import (
 )
 from syncd.disk.blocks import Blocks, open_notes
 from syncd.disk.paths import MAX_COMPONENT, PRIVATE, fold, without_special
-from syncd.disk.room import BAD as _BAD
-from syncd.disk.room import NOTES as _NOTES
-from syncd.disk.room import PART as _PART
+from syncd.disk.room import BAD, NOTES, PART
 from syncd.errors import TransferError
 
 if TYPE_CHECKING:
@@ -80,9 +77,6 @@ _RECOVERED = "recovered"
 
 # RENAME_EXCHANGE: the file system, FUSE's daemon, the kernel cannot.
 _CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-
-# Hashing an existing file: large enough to be fast, small enough for the cache.
-_CHUNK = 1_048_576  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +133,7 @@ def key_of(sender: str, folder: str, path: str, size: int, mtime_ns: int) -> str
     peer = hashlib.sha256(sender.encode()).hexdigest()[:_PEER]
     file = hashlib.sha256(f"{sender}\0{folder}\0{path}".encode()).hexdigest()[:_FILE]
     what = hashlib.sha256(f"{size}\0{mtime_ns}".encode()).hexdigest()[:_FILE]
-    return f"{peer}{file}-{what}{_PART}"
+    return f"{peer}{file}-{what}{PART}"
 
 
 def claim(root: Path, key: str, size: int) -> int:
@@ -164,9 +158,10 @@ def claim(root: Path, key: str, size: int) -> int:
                 status = os.stat(key, dir_fd=private, follow_symlinks=False)
         except FileNotFoundError:
             return 0
-    if status.st_size > size:
-        return 0
-    return Blocks(-1, size, functools.partial(_open_notes, root, key)).claim(status.st_size)
+        if status.st_size > size:
+            return 0
+        notes = functools.partial(_open_notes, root, key)
+        return Blocks(-1, size, notes).claim(status.st_size)
 
 
 class PartialFile:
@@ -191,14 +186,16 @@ class PartialFile:
         self._key = key
         self._size = size
         self._gone = self._alone = False
+        self._name, self._placing = key, False
         self._claimed = self.offset = 0
         with _explained("the file cannot be received"), open_private(root) as directory:
             self.fd = self._open(directory)
             self.blocks = self._new_blocks()
             try:
                 self._alone = room.occupy(self.fd)
-                self.offset = self.blocks.claim(_usable_length(self.fd, size))
-                self._claimed = self.offset
+                # All of it may be right, until its notes have been read.
+                self._claimed = _usable_length(self.fd, size)
+                self.offset = self._claimed = self.blocks.claim(self._claimed)
                 room.take(self.fd, size, directory, key)
             except BaseException:
                 self.close()
@@ -254,25 +251,44 @@ class PartialFile:
         """
         if self.fd >= 0:
             try:
-                self.blocks.close()
+                unfinished = self._is_unfinished()
+                if unfinished:
+                    self.blocks.close()
+                else:
+                    self.blocks.forget()  # a last note may cut the file on a full disk
                 # Else the next transfer of this file might be writing to it.
                 if self._alone and not self._gone:
-                    self._leave()
+                    self._leave(unfinished)
             finally:
                 fd, self.fd = self.fd, -1
                 # What NFS says here is too late: what counts was synced by `seal`.
                 with contextlib.suppress(OSError):
                     os.close(fd)
 
-    def _leave(self) -> None:
+    def _is_unfinished(self) -> bool:
+        """Whether it surely has not got its final name, as it may although `publish` failed.
+
+        What has it is not ours to write to any more: that would be a change in the folder.
+        """
+        if self._gone:
+            return False
+        with contextlib.suppress(OSError, TransferError):
+            status = os.fstat(self.fd)
+            if status.st_nlink != 1 or not self._placing:
+                return status.st_nlink == 1
+            with open_private(self.root, create=False) as private:
+                return _inode(self._name, private) == status.st_ino
+        return False
+
+    def _leave(self, unfinished: bool) -> None:
         # What the disk refuses here, it gives at the next start (see `clean`).
         with contextlib.suppress(OSError, TransferError):
-            if room.give_back(self.fd) and (self._claimed or self.blocks.noted):
+            kept = unfinished and room.give_back(self.fd)
+            if kept and (self._claimed or self.blocks.noted):
                 return
             with open_private(self.root, create=False) as private:
                 if _inode(self._key, private) == os.fstat(self.fd).st_ino:
-                    _unlink(self._key, private)
-                    _unlink(self._key + _NOTES, private)
+                    room.delete(self._key, private)
 
     def discard(self) -> None:
         """Delete what has arrived: it is of no use to anybody."""
@@ -283,8 +299,7 @@ class PartialFile:
                 _explained("the partial file cannot be deleted"),
                 open_private(self.root) as private,
             ):
-                _unlink(self._key, private)
-                _unlink(self._key + _NOTES, private)
+                room.delete(self._key, private)
 
     def quarantine(self) -> str:
         """Put aside what is not what was sent: somebody may want to know what it is.
@@ -296,7 +311,7 @@ class PartialFile:
         Raises:
           TransferError: The disk refuses.
         """
-        bad = self._key.removesuffix(_PART) + _BAD
+        bad = self._key.removesuffix(PART) + BAD
         with (
             _explained("the damaged file cannot be put aside"),
             open_private(self.root) as private,
@@ -306,8 +321,8 @@ class PartialFile:
             os.rename(self._key, bad, src_dir_fd=private, dst_dir_fd=private)
             self._gone = True
             self.blocks.forget()
-            _unlink(self._key + _NOTES, private)
-            room.keep_newest(private, room.MAX_BAD, ends=_BAD)
+            _unlink(self._key + NOTES, private)
+            room.keep_newest(private, room.MAX_BAD, ends=BAD)
         return f"{PRIVATE}/{bad}"
 
     def seal(self, mtime_ns: int | None) -> Identity:
@@ -355,7 +370,7 @@ class PartialFile:
             if existing is None:
                 return Place(Action.NEW, components)
             same_size = digest is not None and existing.size == self._size
-            if same_size and _digest(name, directory, self._size) == digest:
+            if same_size and hash_file(name, directory, self._size) == digest:
                 return Place(Action.SAME, components, existing)
             if known is not None and existing == known:
                 return Place(Action.REPLACE, components, existing)
@@ -369,6 +384,7 @@ class PartialFile:
           FileExistsError: Somebody was faster; choose the place anew.
           TransferError: The disk refuses.
         """
+        self._placing = True
         try:
             with (
                 open_private(self.root) as private,
@@ -382,7 +398,7 @@ class PartialFile:
                 os.fsync(directory)
                 self.blocks.forget()
                 with contextlib.suppress(OSError):  # `clean` finds it; the file has its name
-                    _unlink(self._key + _NOTES, private)
+                    _unlink(self._key + NOTES, private)
         except FileExistsError:
             raise
         except OSError as error:
@@ -400,6 +416,7 @@ class PartialFile:
         swap = f"{self._key}{_SWAP}{new}.{old.size}.{old.mtime_ns}.{old.inode}"
         # Never onto another file, although there is none: what cannot do that fails here.
         rename_new(self._key, private, swap, private)
+        self._name = swap
         try:
             self._swap(swap, name, old, private, directory)
         except OSError:
@@ -407,6 +424,7 @@ class PartialFile:
             with contextlib.suppress(OSError):
                 if _inode(swap, private) == new:
                     rename_new(swap, private, self._key, private)
+                    self._name = self._key
             raise
         taken = _look(swap, private)
         if taken == old:
@@ -441,14 +459,17 @@ class PartialFile:
         return os.open(self._key, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
 
     def _forget_others(self, directory: int) -> None:
-        """Drop other versions of the file; and other files, if their sender has too many."""
+        """Drop other versions of the file; and other files, if their sender has too many.
+
+        Not what is arriving now: of several machines of one account, each may have its version.
+        """
         who = self._key.partition("-")[0]
         for name in os.listdir(directory):
             # What was on its way out of the folder may be somebody's: `clean` looks at it.
-            if name.startswith(f"{who}-") and name.endswith((_PART, _NOTES)):
-                _unlink(name, directory)
+            if name.startswith(f"{who}-") and name.endswith(PART):
+                room.delete_unused(name, directory, locks=False)
         # So that the directory stays as short as it has to be to be listed at a new file.
-        room.keep_newest(directory, room.MAX_PARTS - 1, begins=who[:_PEER], ends=_PART)
+        room.keep_newest(directory, room.MAX_PARTS - 1, begins=who[:_PEER], ends=PART)
 
 
 def _is_resumable(key: str) -> bool:
@@ -458,7 +479,7 @@ def _is_resumable(key: str) -> bool:
 def _open_notes(root: Path, key: str, create: bool) -> int:
     try:
         with open_private(root) as private:
-            return open_notes(key + _NOTES, private, create=create)
+            return open_notes(key + NOTES, private, create=create)
     except TransferError as error:
         # To do without notes is all that a disk may cost; this one is no worse.
         raise OSError(errno.EPERM, str(error)) from error
@@ -553,11 +574,11 @@ def _clean(private: int, folder: int, now: float) -> list[str]:
                 found.append(_keep_aside(name, private, _RECOVERED, folder))
         elif _ASIDE in name:
             found.append(_keep_aside(name, private, _RECOVERED, folder))
-        elif name.endswith((_PART, _BAD)):
+        elif name.endswith((PART, BAD)):
             room.trim(name, private)
     room.expire(private, now)
     for name in os.listdir(private):
-        if name.endswith(_NOTES) and _look(name.removesuffix(_NOTES), private) is None:
+        if name.endswith(NOTES) and _look(name.removesuffix(NOTES), private) is None:
             _unlink(name, private)
     return found
 
@@ -590,6 +611,8 @@ def _inode(name: str, directory: int) -> int:
 def _usable_length(fd: int, size: int) -> int:
     """How much of a partial file can be gone on from; the rest is cut off."""
     status = os.fstat(fd)
+    if not status.st_nlink:  # between its opening and our lock
+        raise TransferError("what had come of the file was cleared up at this moment")
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise TransferError(f"what stands in {PRIVATE} for this file is no plain file")
     if status.st_size > size:
@@ -616,17 +639,6 @@ def _look(name: str, directory: int) -> Identity | None:
         return Identity.of(status)
     # A directory, a link, a device: never the same as any file, and never replaced.
     return Identity(-1, -1, status.st_ino)
-
-
-def _digest(name: str, directory: int, size: int) -> bytes:
-    """Hash an existing file; one that grows all the time no further than this."""
-    hasher = blake3.blake3()
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with open(os.open(name, flags, dir_fd=directory), "rb", buffering=0) as file:  # noqa: PTH123 - by descriptor
-        while size >= 0 and (chunk := file.read(_CHUNK)):
-            hasher.update(chunk)
-            size -= len(chunk)
-    return hasher.digest()
 
 
 def _conflict_name(name: str, who: str, directory: int) -> str:

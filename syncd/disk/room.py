@@ -154,7 +154,7 @@ def _make_room(private: int, needed: int, own: str) -> bool:
     if needed > 0:
         return False
     for name in victims:
-        _delete_unused(name, private)
+        delete_unused(name, private)
     return True
 
 
@@ -171,7 +171,7 @@ def keep_newest(private: int, keep: int, *, begins: str = "", ends: str) -> None
     if spare <= 0:
         return  # nearly always: to look at each takes its time
     for leftover in _leftovers(private, ends, begins):
-        spare -= _delete_unused(leftover.name, private)
+        spare -= delete_unused(leftover.name, private)
         if spare <= 0:
             return
 
@@ -185,7 +185,36 @@ def expire(private: int, now: float) -> None:
     """
     for leftover in (*_leftovers(private, PART), *_leftovers(private, BAD)):
         if leftover.changed < now - MAX_AGE:
-            _delete_unused(leftover.name, private, locks=False)
+            delete_unused(leftover.name, private, locks=False)
+
+
+def delete_unused(name: str, private: int, *, locks: bool = True) -> bool:
+    """Delete an unfinished file, and its notes, unless somebody uses it.
+
+    Args:
+      name: Of the file.
+      private: Descriptor of the private directory.
+      locks: Where there are none, take it for in use.
+
+    Returns:
+      Whether it was there, and is not any more.
+    """
+    with _unused(name, private, locks=locks) as fd:
+        if fd is not None:
+            delete(name, private)
+        return fd is not None
+
+
+def delete(name: str, private: int) -> None:
+    """Delete an unfinished file, and its notes, if they are there.
+
+    Args:
+      name: Of the file.
+      private: Descriptor of the private directory.
+    """
+    for each in (name, name + NOTES):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(each, dir_fd=private)
 
 
 def trim(name: str, private: int) -> None:
@@ -200,7 +229,7 @@ def trim(name: str, private: int) -> None:
         # Without a dash nobody resumes it. A second link: it has its final name already.
         nobodys = "-" not in name and name.endswith(PART)
         if nobodys or status.st_nlink > 1 or (status.st_size == 0 and name.endswith(PART)):
-            _delete(name, private)
+            delete(name, private)
             return
     if status.st_blocks * _BLOCK > status.st_size + _SLACK:
         with _unused(name, private) as fd:
@@ -256,16 +285,3 @@ def _unused(name: str, private: int, *, locks: bool = True) -> Iterator[int | No
         yield fd if free and stat.S_ISREG(os.fstat(fd).st_mode) else None
     finally:
         os.close(fd)
-
-
-def _delete_unused(name: str, private: int, *, locks: bool = True) -> bool:
-    with _unused(name, private, locks=locks) as fd:
-        if fd is not None:
-            _delete(name, private)
-        return fd is not None
-
-
-def _delete(name: str, private: int) -> None:
-    for each in (name, name + NOTES):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(each, dir_fd=private)

@@ -374,8 +374,10 @@ class Engine:
 
     async def _run_one(self, delivery: Delivery) -> None:
         version = delivery.version
+        tried = False
         try:
             self._check_rests(delivery)
+            tried = True
             sent = await self._send(delivery)
             self._reached.pop(delivery.id, None)
             await self._persist(
@@ -384,7 +386,7 @@ class Engine:
                 )
             )
         except ChangedError as error:
-            await self._changed(delivery, error)
+            await self._changed(delivery, error, tried=tried)
         except SyncdError as error:
             if self._got_further(delivery, error):
                 # Not a failure, in the end: it goes on where it was as soon as it can.
@@ -435,7 +437,7 @@ class Engine:
         vain = delivery.attempts - self._reached.get(delivery.id, _NOWHERE).attempts
         return retry_delay(vain + 1, random.random())  # noqa: S311 - jitter
 
-    async def _changed(self, delivery: Delivery, error: ChangedError) -> None:
+    async def _changed(self, delivery: Delivery, error: ChangedError, *, tried: bool) -> None:
         """What was to be sent is not there any more; something else may be."""
         self._reached.pop(delivery.id, None)
         version, peer = delivery.version, delivery.peer
@@ -443,7 +445,14 @@ class Engine:
         again = self._clock() + AFTER_CHANGE
         text, hint = str(error), error.hint
         if version.folder != OUTSIDE:
-            await self._persist(lambda: self._journal.failed(delivery, text, hint, again))
+            if not tried:
+                # Nothing can have failed. It rests then if it does not change once more; and
+                # a version that is new is owed as soon as that rests.
+                settle = self._rules[version.folder].settle
+                again = self._clock() + min(max(settle, AFTER_CHANGE), RETRY_LAST)
+            await self._persist(
+                lambda: self._journal.failed(delivery, text, hint, again, counts=tried)
+            )
             self._folders[version.folder].look_again(version.path)
             return
         try:

@@ -220,7 +220,13 @@ class Journal:
         await self._run(lambda db: _done(db, delivery, outcome, digest, time.time(), in_place))
 
     async def failed(
-        self, delivery: Delivery, error: str, hint: str, not_before: float | None
+        self,
+        delivery: Delivery,
+        error: str,
+        hint: str,
+        not_before: float | None,
+        *,
+        counts: bool = True,
     ) -> None:
         """An attempt failed.
 
@@ -230,13 +236,21 @@ class Journal:
           hint: What to do about it, or empty.
           not_before: When to try again, seconds since 1970; None: not until the file changes
             or somebody asks.
+          counts: It is one of the `Delivery.attempts`; not if it was only put off.
         """
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
-                "UPDATE owed SET attempts = attempts + 1, not_before = ?, parked = ?,"  # noqa: S608 - a constant
+                "UPDATE owed SET attempts = attempts + ?, not_before = ?, parked = ?,"  # noqa: S608 - a constant
                 f" error = ?, hint = ? WHERE {_THIS_DELIVERY}",
-                (not_before or 0, not_before is None, error, hint, *_delivery(delivery)),
+                (
+                    counts,
+                    not_before or 0,
+                    not_before is None,
+                    error,
+                    hint,
+                    *_delivery(delivery),
+                ),
             )
 
         await self._run(work)

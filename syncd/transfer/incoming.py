@@ -172,10 +172,13 @@ class Mailbox:
         return self._current
 
     def close(self, error: StanzaError) -> None:
-        """Refuse what has no answer yet, also what the task was cancelled over."""
+        """Refuse what has no answer yet, also what the task was cancelled over.
+
+        May be called again.
+        """
         if self._current is not None:
             self._current.fail(error)
-        with suppress(trio.WouldBlock):
+        with suppress(trio.WouldBlock, trio.ClosedResourceError):
             while True:
                 self._receive.receive_nowait().fail(error)
         self._receive.close()

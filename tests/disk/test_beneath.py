@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import blake3
 import pytest
 
 from syncd.disk import beneath
@@ -497,6 +498,29 @@ def test_writing_can_be_started_and_breaks_nothing(tmp_path: Path) -> None:
     os.close(fd)
     beneath.start_writing(fd, 0, 0)  # what fails is told by the fsync
     assert (tmp_path / "f").read_bytes() == b"content"
+
+
+# Hashing
+
+
+def test_file_is_hashed_but_never_through_a_link(root: Path) -> None:
+    content = bytes(range(256)) * 8192  # two reads
+    (root / "file").write_bytes(content)
+    (root / "link").symlink_to(root / "file")
+    with beneath.open_directory(root, ()) as directory:
+        found = beneath.hash_file("file", directory, len(content))
+        assert found == blake3.blake3(content).digest()
+        with pytest.raises(OSError, match="symbolic links"):
+            beneath.hash_file("link", directory, len(content))
+
+
+def test_file_that_is_longer_than_it_should_be_is_not_hashed_to_its_end(root: Path) -> None:
+    """It may grow for ever; its hash is then that of no file."""
+    with (root / "file").open("wb") as file:
+        file.truncate(1 << 40)
+    with beneath.open_directory(root, ()) as directory:
+        found = beneath.hash_file("file", directory, 5)
+    assert found != blake3.blake3(bytes(5)).digest()
 
 
 # Explanations

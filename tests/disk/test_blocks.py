@@ -431,6 +431,64 @@ def test_notes_that_cannot_be_read_are_none(disk: Disk) -> None:
     arriving.forget()
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_notes_that_cannot_be_read_now_are_not_taken_for_none(disk: Disk, code: int) -> None:
+    """Else the caller would cut off what they prove."""
+    arriving = disk.blocks()
+    arrive(disk, arriving, CONTENT)
+    arriving.close()
+
+    def refuse(_: bool) -> int:
+        raise OSError(code, os.strerror(code))
+
+    found = Blocks(disk.fd, SIZE, refuse)
+    for look in (found.claim, found.prove):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            look(SIZE)
+    found.close()
+    assert prove(disk) == SIZE
+
+
+def test_notes_whose_header_cannot_be_read_now_are_let_go(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arriving = disk.blocks()
+    arrive(disk, arriving, CONTENT)
+    arriving.close()
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            disk.blocks().claim(SIZE)
+    assert descriptors() == before
+    assert prove(disk) == SIZE
+
+
+def test_notes_that_cannot_be_closed_are_closed_once(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS tells then that the disk is full; the number is free all the same."""
+    arriving = disk.blocks()
+    arrive(disk, arriving, CONTENT)
+    real, closed = os.close, list[int]()
+
+    def close(fd: int) -> None:
+        closed.append(fd)
+        real(fd)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close)
+        arriving.close()
+        arriving.close()
+    assert len(closed) == 1
+    assert prove(disk) == SIZE
+
+
 def test_notes_that_cannot_be_begun_are_let_go(disk: Disk) -> None:
     """Opened, but not for writing: the descriptor is not kept."""
     disk.notes.touch()

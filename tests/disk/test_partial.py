@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
+import resource
 import subprocess
 import sys
 import threading
 import time
 from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import blake3
@@ -31,7 +34,6 @@ from tests.support.peers import snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import tzinfo
-    from pathlib import Path
 
 CONTENT = b"what was sent"
 DIGEST = blake3.blake3(CONTENT).digest()
@@ -71,6 +73,22 @@ def arrived(root: Path, content: bytes = CONTENT, key: str = KEY) -> Iterator[Pa
         yield file
     finally:
         file.close()
+
+
+@contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """Let no more than so many be opened."""
+    # To list the directory would take one.
+    numbers = itertools.count()
+    free = (number for number in numbers if not Path(f"/proc/self/fd/{number}").is_symlink())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (next(itertools.islice(free, count, None)), hard)
+    )
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def private(root: Path) -> list[str]:
@@ -337,6 +355,50 @@ def test_claim_on_a_folder_that_is_not_ours_is_an_error_to_tell(root: Path) -> N
         partial.claim(root, BIG_KEY, BIG)
 
 
+def test_notes_that_cannot_be_opened_now_are_not_taken_for_none(root: Path) -> None:
+    """Too many files are open. What has come is neither offered anew nor thrown away."""
+    begun(root, PIECE * 3).close()
+    with few_descriptors(2), pytest.raises(TransferError, match="Too many open") as caught:
+        partial.claim(root, BIG_KEY, BIG)
+    assert caught.value.type == ErrorType.WAIT
+    with few_descriptors(5), pytest.raises(TransferError, match="Too many open") as caught:
+        PartialFile(root, BIG_KEY, BIG)
+    assert caught.value.type == ErrorType.WAIT
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        with few_descriptors(2), pytest.raises(TransferError, match="Too many open") as caught:
+            file.prove()
+        assert caught.value.type == ErrorType.WAIT
+        assert file.offset == os.fstat(file.fd).st_size == 3 * len(PIECE)
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.prove() == 3 * len(PIECE)
+
+
+def test_what_is_not_gone_on_with_now_gives_back_its_room(root: Path) -> None:
+    begun(root, PIECE).close()
+    with few_descriptors(5), pytest.raises(TransferError, match="Too many open"):
+        PartialFile(root, BIG_KEY, BIG)
+    assert (root / ".syncd" / BIG_KEY).stat().st_blocks * 512 < BIG // 2
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "nothing", "another file's"])
+def test_notes_that_are_none_are_a_new_beginning(root: Path, kind: str) -> None:
+    begun(root, PIECE * 3).close()
+    notes = root / ".syncd" / f"{BIG_KEY}.blocks"
+    notes.unlink()
+    match kind:
+        case "link":
+            notes.symlink_to(root.parent / "outside" / "canary")
+        case "directory":
+            notes.mkdir()
+        case "another file's":
+            notes.write_bytes(b"notes")
+        case _:
+            pass
+    assert partial.claim(root, BIG_KEY, BIG) == 0
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert (file.offset, file.prove()) == (0, 0)
+
+
 # Quarantine
 
 
@@ -377,6 +439,47 @@ def test_other_versions_of_the_same_file_are_forgotten(root: Path) -> None:
             begun(root, CONTENT, 99, key=key).close()
         with closing(PartialFile(root, KEY, SIZE)):
             assert private(root) == sorted([other, f"{other}.blocks", "0123.part", KEY])
+
+
+def test_version_that_is_arriving_is_not_forgotten_for_another(root: Path) -> None:
+    """Two machines of one account have each its own version, and offer them at once."""
+    other = key_of("alice@example.org", "photos", "a/file.txt", BIG, 1)
+    with closing(begun(root, PIECE * 3, key=other)) as first:
+        with closing(PartialFile(root, KEY, SIZE)):
+            assert private(root) == sorted([other, f"{other}.blocks", KEY])
+        first.publish(Place(Action.NEW, WHERE))
+    assert files(root) == {"file.txt": PIECE * 3}
+    assert private(root) == []
+
+
+def test_notes_stay_as_long_as_their_file(root: Path) -> None:
+    """One that is cut off while another version comes loses nothing of what had arrived."""
+    other = key_of("alice@example.org", "photos", "a/file.txt", BIG, 1)
+    first = begun(root, PIECE * 3, key=other)
+    with closing(PartialFile(root, KEY, SIZE)):
+        killed(first)
+    with closing(PartialFile(root, other, BIG)) as again:
+        assert again.prove() == 3 * len(PIECE)
+
+
+def test_file_that_is_cleared_up_while_it_is_opened_is_not_written_to(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is locked, another transfer may take it for one that nobody uses."""
+    begun(root, PIECE).close()
+    real = room.occupy
+
+    def late(fd: int) -> bool:
+        (root / ".syncd" / BIG_KEY).unlink()
+        return real(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room, "occupy", late)
+        with pytest.raises(TransferError, match="cleared up at this moment") as caught:
+            PartialFile(root, BIG_KEY, BIG)
+    assert caught.value.type == ErrorType.WAIT
+    with closing(PartialFile(root, BIG_KEY, BIG)) as file:
+        assert file.prove() == 0
 
 
 def test_partial_file_of_a_plain_client_leaves_the_others_alone(root: Path) -> None:
@@ -434,6 +537,28 @@ def test_file_that_no_disk_takes_is_not_waited_for(root: Path) -> None:
     assert caught.value.type == ErrorType.CANCEL
 
 
+def test_notes_that_cannot_be_closed_end_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS tells only then that the quota is used up."""
+    file = begun(root, PIECE * 3)
+    notes = (root / ".syncd" / f"{BIG_KEY}.blocks").stat().st_ino
+    real = os.close
+
+    def close(fd: int) -> None:
+        inode = os.fstat(fd).st_ino
+        real(fd)
+        if inode == notes:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close)
+        file.close()
+    assert file.fd == -1
+    with closing(PartialFile(root, BIG_KEY, BIG)) as again:
+        assert again.prove() == 3 * len(PIECE)
+
+
 # Links
 
 
@@ -452,6 +577,17 @@ def test_linked_partial_file_is_not_followed(root: Path) -> None:
     with pytest.raises(TransferError):
         PartialFile(root, KEY, SIZE)
     assert snapshot(root.parent) == before
+
+
+def test_file_that_has_a_second_name_is_not_changed(root: Path) -> None:
+    """The other one may be its final name: here a crash came between link and unlink."""
+    killed_between_link_and_unlink(root)
+    before = identity_of(root, WHERE)
+    with pytest.raises(TransferError, match="no plain file"):
+        PartialFile(root, KEY, SIZE)
+    with closing(PartialFile(root, KEY, SIZE)) as file:
+        assert file.offset == 0
+    assert identity_of(root, WHERE) == before
 
 
 @pytest.mark.parametrize("kind", ["hard link", "fifo", "directory"])
@@ -683,6 +819,70 @@ def test_name_that_is_taken_while_a_version_is_kept_aside_is_passed_over(
     assert private(root) == []
 
 
+def refuses_conflicts(source: str, source_fd: int, target: str, target_fd: int) -> None:
+    """Rename, but to no name that is not there yet: the directory cannot grow."""
+    if ".conflict-" in target:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    beneath.rename_new(source, source_fd, target, target_fd)
+
+
+def test_version_that_cannot_be_kept_aside_changes_nothing_of_the_new_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the file would be sent back to where it came from; the start finds the old one."""
+    known = existing(root)
+    monkeypatch.setattr(partial, "rename_new", refuses_conflicts)
+    with arrived(root) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        (root / "a" / "file.txt").write_bytes(b"our last word")
+        sealed = Identity.of(os.fstat(file.fd))
+        with pytest.raises(TransferError, match="No space left"):
+            file.publish(place)
+    assert files(root) == {"file.txt": CONTENT}
+    assert identity_of(root, WHERE) == sealed
+    monkeypatch.undo()
+    [found] = clean(root, NOW)
+    assert (root / found).read_bytes() == b"our last word"
+
+
+def test_published_file_makes_no_room_for_its_notes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, the end of a partial file goes for them."""
+    known = existing(root)
+    content = PIECE * 5
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(partial, "rename_new", refuses_conflicts)
+    monkeypatch.setattr(partial, "open_notes", refuse)
+    with arrived(root, content) as file:
+        place = file.choose_place(WHERE, known, DIGEST, "alice")
+        (root / "a" / "file.txt").write_bytes(b"our last word")
+        with pytest.raises(TransferError, match="No space left"):
+            file.publish(place)
+    assert files(root) == {"file.txt": content}
+
+
+def test_file_that_got_its_name_and_could_not_lose_the_other_is_not_changed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where renaming without replacing takes a link, and an unlink after that."""
+
+    def half(source: str, source_fd: int, target: str, target_fd: int) -> None:
+        os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(partial, "rename_new", half)
+    with arrived(root) as file:
+        sealed = Identity.of(os.fstat(file.fd))
+        with pytest.raises(TransferError, match="Input/output error"):
+            file.publish(Place(Action.NEW, WHERE))
+    assert files(root) == {"file.txt": CONTENT}
+    assert identity_of(root, WHERE) == sealed
+
+
 def test_version_that_is_deleted_in_the_last_instant_is_no_hindrance(root: Path) -> None:
     known = existing(root)
     with arrived(root) as file:
@@ -858,6 +1058,13 @@ def killed(file: PartialFile) -> None:
     file.blocks.forget()
 
 
+def killed_between_link_and_unlink(root: Path) -> None:
+    file = begun(root, CONTENT, SIZE, key=KEY)
+    file.seal(MTIME)
+    (root / "a" / "file.txt").hardlink_to(root / ".syncd" / KEY)
+    killed(file)
+
+
 def killed_while_replacing(
     root: Path, monkeypatch: pytest.MonkeyPatch, *, call: str, after: bool, edit: bytes = b""
 ) -> None:
@@ -986,9 +1193,8 @@ def test_what_another_process_receives_is_left_alone(root: Path) -> None:
 
 
 def test_file_that_has_its_name_already_is_no_partial_file_any_more(root: Path) -> None:
-    """Killed between link and unlink, where renaming without replacing takes both."""
-    with arrived(root):
-        (root / "a" / "file.txt").hardlink_to(root / ".syncd" / KEY)
+    """Where renaming without replacing takes a link and an unlink."""
+    killed_between_link_and_unlink(root)
     assert clean(root, NOW) == []
     assert private(root) == []
     assert files(root) == {"file.txt": CONTENT}

@@ -187,6 +187,17 @@ def test_of_one_peer_only_so_many_are_kept(
         assert parts(tmp_path) == expected | {key("of-bob", "bob@example.org")}
 
 
+def test_what_is_in_use_is_not_deleted(tmp_path: Path) -> None:
+    with closing(begun(tmp_path, key("in-use"))):
+        begun(tmp_path, key("a")).close()
+        with beneath.open_private(tmp_path) as private:
+            assert not room.delete_unused(key("in-use"), private)
+            assert room.delete_unused(key("a"), private)
+            assert not room.delete_unused(key("a"), private)
+        names = {path.name for path in (tmp_path / ".syncd").iterdir()}
+        assert names == {key("in-use"), f"{key('in-use')}.blocks"}
+
+
 # What a crash leaves
 
 

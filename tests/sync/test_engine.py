@@ -45,6 +45,7 @@ from syncd.sync.plan import (
     Delivery,
     FileVersion,
 )
+from syncd.sync.settle import Settling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -139,6 +140,15 @@ class World:
                 and all(peer.pending == 0 for peer in now.counts.peers.values())
             )
         )
+
+    async def until_put_off(self, again: float) -> None:
+        """Wait until the only delivery is due at this time, seconds since 1970."""
+        await self.until(lambda now: peer(now).next_try == again)
+
+    def tick(self, seconds: float) -> None:
+        """Set the engine's wall clock to so long after its start, and let it look at it."""
+        self.engine._clock = lambda: NOW + seconds
+        self.engine._wake.set()
 
     def drop(self, path: str, content: bytes = b"x") -> Path:
         """Rename a file into the folder; it was written a while ago."""
@@ -464,17 +474,51 @@ async def test_a_file_that_changed_is_not_tried_again_before_it_rests(tmp_path: 
     async with working(tmp_path, ChangedError("it changed"), settle=NEVER) as world:
         world.drop("a")
         await world.until(lambda now: peer(now).error == "it changed")
-        await world.until(lambda now: now.folders["photos"].settling == 1)
-        world.engine._clock = lambda: NOW + AFTER_CHANGE
-        world.engine._wake.set()
+        await world.until(lambda _: not world.engine._folders["photos"].rests("a"))
+        world.tick(AFTER_CHANGE)
         statistics = await world.until(lambda now: peer(now).error != "it changed")
         assert peer(statistics) == PeerCount(
             pending=1,
             pending_bytes=1,
-            next_try=NOW + 2 * AFTER_CHANGE,
+            next_try=NOW + AFTER_CHANGE + RETRY_LAST,
             error="the file is being changed",
         )
         assert world.begun == [(BOB, "a")]
+
+
+async def test_a_file_that_does_not_rest_is_asked_for_as_seldom_as_it_may(
+    tmp_path: Path,
+) -> None:
+    """Not every other moment, for as long as somebody writes to it."""
+    settle = 600.0
+    async with working(tmp_path, ChangedError("it changed"), settle=settle) as world:
+        world.drop("a")
+        await world.until(lambda _: not world.engine._folders["photos"].rests("a"))
+        for number in range(3):
+            due = AFTER_CHANGE + number * settle
+            world.tick(due)
+            await world.until_put_off(NOW + due + settle)
+        assert world.begun == [(BOB, "a")]
+
+
+async def test_waiting_until_a_file_rests_is_no_failure(tmp_path: Path) -> None:
+    """However long it takes, the next one that is, is retried as soon as if there were none."""
+    errors = ChangedError("it changed"), OfflineError("bob is gone")
+    async with working(tmp_path, *errors, settle=NEVER) as world:
+        world.drop("a")
+        await world.until(lambda _: not world.engine._folders["photos"].rests("a"))
+        for number in range(20):
+            due = AFTER_CHANGE + number * RETRY_LAST
+            world.tick(due)
+            await world.until_put_off(NOW + due + RETRY_LAST)
+        standing = await world.engine._journal.standing("photos", "a", BOB)
+        assert standing.attempts == 1
+        world.engine._folders["photos"]._settling = Settling(0.0)  # nobody writes any more
+        world.tick(AFTER_CHANGE + 20 * RETRY_LAST)
+        statistics = await world.until(lambda now: peer(now).error == "bob is gone")
+        again = peer(statistics).next_try
+        assert again is not None
+        assert RETRY_FIRST <= again - world.engine._clock() <= 2 * RETRY_FIRST
 
 
 async def test_a_bug_parks_its_delivery_and_the_engine_lives(

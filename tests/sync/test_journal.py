@@ -172,6 +172,16 @@ async def test_a_newer_version_is_not_blamed_for_the_failure_of_the_older(
     assert (delivery.version.size, delivery.attempts) == (11, 0)
 
 
+async def test_what_was_only_put_off_is_no_attempt(journal: Journal) -> None:
+    await journal.owe([VERSION], [BOB])
+    await journal.failed(await only(journal), "offline", "", NOW)
+    await journal.failed(await only(journal), "in use", "wait", NOW + 5, counts=False)
+    delivery = await only(journal)
+    assert (delivery.attempts, delivery.not_before) == (1, NOW + 5)
+    standing = await journal.standing("photos", VERSION.path, BOB)
+    assert (standing.error, standing.hint) == ("in use", "wait")
+
+
 async def test_numbers_that_need_all_64_bits_survive(journal: Journal) -> None:
     """Inodes of overlayfs and network file systems; times at the ends of the calendar."""
     odd = replace(VERSION, inode=2**64 - 1, mtime_ns=-(2**63))
