@@ -360,15 +360,18 @@ class Relay:
         requester = trio.SocketStream(upstream)
         async with target, requester, trio.open_nursery() as nursery:
             nursery.start_soon(self._back, target, requester)
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._forth(requester, target)
             nursery.cancel_scope.cancel()
 
     async def _back(self, target: trio.SocketStream, requester: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
+        try:
             async for data in target:
                 await requester.send_all(data)
             await requester.send_eof()
+        except trio.BrokenResourceError:
+            # Passed on, or the requester would wait for the rest of a handshake.
+            await trio.aclose_forcefully(requester)
 
     async def _forth(self, requester: trio.SocketStream, target: trio.SocketStream) -> None:
         position = -self.GREETING
