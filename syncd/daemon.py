@@ -64,7 +64,7 @@ from syncd.wiring.status import Reporter, Transfers
 from syncd.wiring.throttles import Throttles
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from syncd.config import Config, Folder
     from syncd.sync.journal import Journal
@@ -145,7 +145,7 @@ async def _run_with(
 ) -> None:
     async with _maybe_listener(config) as listener, trio.open_nursery() as services:
         links, experts = await _join(config, journal, listener, transfers)
-        await _clean(config)
+        await _clear_up(config, _clean)
         answers.begin(experts)
         async with trio.open_nursery() as users:
             await users.start(links.engine.run)
@@ -231,27 +231,26 @@ def _arrive_at(config: Config) -> list[Path]:
     return [*roots, config.inbox.path] if config.inbox else roots
 
 
+async def _clear_up(config: Config, job: Callable[[Path, float], object]) -> None:
+    """Run a job where files arrive; what one disk refuses keeps none of the others from it."""
+    for root in _arrive_at(config):
+        try:
+            await trio.to_thread.run_sync(job, root, time.time())
+        except SyncdError as error:
+            log.warning("%s; %s", error, error.hint)
+
+
 async def _expire(config: Config) -> None:
     """Clear up, every day, what nobody goes on with."""
     while True:
         await trio.sleep(EXPIRE_EVERY)
-        for root in _arrive_at(config):
-            try:
-                await trio.to_thread.run_sync(expire, root, time.time())
-            except SyncdError as error:
-                log.warning("%s; %s", error, error.hint)
+        await _clear_up(config, expire)
 
 
-async def _clean(config: Config) -> None:
-    """Clear up what a crash has left where files arrive."""
-    for root in _arrive_at(config):
-        try:
-            recovered = await trio.to_thread.run_sync(clean, root, time.time())
-        except SyncdError as error:
-            log.warning("%s; %s", error, error.hint)
-            continue
-        for name in recovered:
-            log.warning("%s: a crash had left a file without its name: %s", root, name)
+def _clean(root: Path, now: float) -> None:
+    """Clear up what a crash has left in a folder; blocks."""
+    for name in clean(root, now):
+        log.warning("%s: a crash had left a file without its name: %s", root, name)
 
 
 def _limits(config: Config, throttles: Throttles) -> Limits:

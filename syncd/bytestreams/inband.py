@@ -601,9 +601,7 @@ class Sending:
             except BytestreamError as error:
                 self._fail(error)
                 break
-            flight = self._line.send(self._to, trio.current_time())
-            self._flights.append(flight)
-            blocks.start_soon(self._deliver, number, block, flight)
+            blocks.start_soon(self._deliver, number, block, self._launched())
             # Tasks of one round of the scheduler run in any order; with this the block is in
             # the queue to the server before the next one is made.
             await trio.lowlevel.checkpoint()
@@ -625,14 +623,18 @@ class Sending:
                     self._fail(failure)
                 else:
                     await trio.sleep(delay)
-                    flight = self._line.send(self._to, trio.current_time())
-                    self._flights.append(flight)
+                    flight = self._launched()
             except OfflineError as error:
                 self._fail(error)
         if delivered:
             self._landed(flight)
             self._machine.acked(number, trio.current_time())
             self._notify()
+
+    def _launched(self) -> ibb.Flight:
+        flight = self._line.send(self._to, trio.current_time())
+        self._flights.append(flight)
+        return flight
 
     def _landed(self, flight: ibb.Flight) -> None:
         self._flights.remove(flight)

@@ -152,11 +152,6 @@ def read_host(text: str, default_port: int) -> tuple[str, int] | None:
     return (found[1].strip("[]"), port) if 0 < port < 65_536 else None
 
 
-def is_conflict(problem: SyncdError | None) -> bool:
-    """Whether somebody else is who we were, or wanted to be (RFC 6120 section 7.7.2.2)."""
-    return isinstance(problem, StreamError | StanzaError) and problem.condition == "conflict"
-
-
 def other_resource(jid: JID, problem: SyncdError | None, suffix: str) -> JID | None:
     """As whom to come back after a conflict: not as the one that somebody else is now.
 
@@ -168,6 +163,7 @@ def other_resource(jid: JID, problem: SyncdError | None, suffix: str) -> JID | N
     Returns:
       Whom to log in as; None if it was no conflict.
     """
-    if not is_conflict(problem):
-        return None
-    return jid.with_resource(f"{jid.resource[:64]}-{suffix}" if jid.resource else suffix)
+    # RFC 6120 sections 4.9.3.3 and 7.7.2.2
+    if isinstance(problem, StreamError | StanzaError) and problem.condition == "conflict":
+        return jid.with_resource(f"{jid.resource[:64]}-{suffix}" if jid.resource else suffix)
+    return None

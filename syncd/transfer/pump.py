@@ -107,12 +107,18 @@ async def on_disk(job: Callable[[Unpack[Arguments]], T], *args: *Arguments) -> T
     Returns:
       What it returns.
     """
-    try:
-        limiter = _disk.get()
-    except LookupError:
-        limiter = trio.CapacityLimiter(DISK_THREADS)
-        _disk.set(limiter)
+    limiter = _of_this_run(_disk, lambda: trio.CapacityLimiter(DISK_THREADS))
     return await trio.to_thread.run_sync(job, *args, limiter=limiter)
+
+
+def _of_this_run(kept: trio.lowlevel.RunVar[T], make: Callable[[], T]) -> T:
+    """What this trio run has of something; it is made when it is first asked for."""
+    try:
+        return kept.get()
+    except LookupError:
+        made = make()
+        kept.set(made)
+        return made
 
 
 class Hasher(Protocol):
@@ -250,16 +256,15 @@ def threads(kind: Kind) -> Threads:
     A transfer that waits for one keeps its peer waiting, whose patience is the idle timeout:
     ask `Admission` before promising more than that.
     """
-    try:
-        kinds = _threads.get()
-    except LookupError:
-        kinds = {
-            "out": Threads(OUT_THREADS, PEER_THREADS),
-            "in": Threads(IN_THREADS, PEER_THREADS),
-            "hash": Threads(HASH_THREADS, PEER_HASH_THREADS),
-        }
-        _threads.set(kinds)
-    return kinds[kind]
+    return _of_this_run(_threads, _make_threads)[kind]
+
+
+def _make_threads() -> dict[Kind, Threads]:
+    return {
+        "out": Threads(OUT_THREADS, PEER_THREADS),
+        "in": Threads(IN_THREADS, PEER_THREADS),
+        "hash": Threads(HASH_THREADS, PEER_HASH_THREADS),
+    }
 
 
 class Admission:
@@ -433,22 +438,13 @@ async def receive(
 
 @contextlib.contextmanager
 def _wire(stream: trio.SocketStream, idle_timeout: float) -> Iterator[Wire]:
-    wires = _live()
+    wires = _of_this_run(_wires, set)
     with contextlib.closing(Wire(stream, idle_timeout)) as wire:
         wires.add(wire)
         try:
             yield wire
         finally:
             wires.discard(wire)
-
-
-def _live() -> set[Wire]:
-    """The bytestreams of this trio run."""
-    try:
-        return _wires.get()
-    except LookupError:
-        _wires.set(set())
-        return _wires.get()
 
 
 def cut_lost(is_ours: Callable[[str], bool]) -> int:
@@ -462,7 +458,8 @@ def cut_lost(is_ours: Callable[[str], bool]) -> int:
     Returns:
       How many there were.
     """
-    lost = [wire for wire in _live() if wire.own_host and not is_ours(wire.own_host)]
+    wires = _of_this_run(_wires, set)
+    lost = [wire for wire in wires if wire.own_host and not is_ours(wire.own_host)]
     for wire in lost:
         wire.shut_down()
     return len(lost)

@@ -296,8 +296,9 @@ class Receiver:
         # Now, and not when the file is whole: what the sender had when it made the offer.
         held = await self._held(inbox, path, sender.bare) if offer.sync else None
         # First whether it may come at all: a refused offer leaves nothing on the disk.
-        claimed = await pump.on_disk(claim, inbox.root, key, offer.size or 0)
-        entries = await pump.on_disk(count_new, inbox.root, components)
+        claimed, entries = await pump.on_disk(
+            _look_ahead, inbox.root, key, offer.size or 0, components
+        )
         granted = self._reserve(sender, offer, start_of(offer, claimed), entries)
         incoming = None
         try:
@@ -712,6 +713,11 @@ class Receiver:
         while len(self._receipts) > MAX_RECEIPTS:
             self._receipts.popitem(last=False)
         call.answer(si.make_receipt(receipt))
+
+
+def _look_ahead(root: Path, key: str, size: int, components: Sequence[str]) -> tuple[int, int]:
+    """How much of a file has come before, bytes, and what would have to be made for it."""
+    return claim(root, key, size), count_new(root, components)
 
 
 def _make_directories(root: Path, components: Sequence[str]) -> int:
