@@ -155,6 +155,12 @@ async def never() -> None:
     await trio.sleep_forever()
 
 
+async def answer_no_block(payload: Element) -> None:
+    """A habit of a peer that opens and closes."""
+    if payload.tag == ibb.DATA:
+        await never()
+
+
 @pytest.fixture
 def wire() -> Wire:
     return Wire()
@@ -1063,11 +1069,7 @@ async def test_a_refused_block_breaks_the_stream_and_closes_it(
 async def test_a_block_without_an_answer_ends_the_stream_after_a_minute(
     wire: Wire, alice: Inband, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async def habit(payload: Element) -> None:
-        if payload.tag == ibb.DATA:
-            await never()
-
-    Peer(wire, habit)
+    Peer(wire, answer_no_block)
     with pytest.raises(OfflineError, match="no answer for 60 s"):
         await sent(alice, pattern(5_000))
     assert trio.current_time() == inband.ACK_TIMEOUT
@@ -1282,11 +1284,7 @@ async def test_a_peer_that_is_silent_is_noticed_while_others_take_blocks(
 async def test_streams_share_one_window_and_each_has_a_part_of_it(
     wire: Wire, alice: Inband
 ) -> None:
-    async def habit(payload: Element) -> None:
-        if payload.tag == ibb.DATA:
-            await never()
-
-    Peer(wire, habit)
+    Peer(wire, answer_no_block)
     counts: list[int] = []
 
     async def fill(sid: str) -> None:
@@ -1310,11 +1308,7 @@ async def test_streams_share_one_window_and_each_has_a_part_of_it(
 async def test_a_stream_that_is_alone_again_has_the_whole_window(
     wire: Wire, alice: Inband
 ) -> None:
-    async def habit(payload: Element) -> None:
-        if payload.tag == ibb.DATA:
-            await never()
-
-    Peer(wire, habit)
+    Peer(wire, answer_no_block)
 
     async def fill(sid: str, scope: trio.CancelScope) -> None:
         with scope:

@@ -1349,15 +1349,6 @@ def test_identity_is_of_regular_files_below_the_folder_only(root: Path) -> None:
 # A full disk
 
 
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of one MiB."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    with small_disk(folder):
-        yield folder
-
-
 def test_full_disk_is_found_before_the_transfer_and_leaves_nothing(full: Path) -> None:
     with pytest.raises(TransferError) as caught:
         PartialFile(full, KEY, 2 << 20)

@@ -13,10 +13,8 @@ import pytest
 from syncd.disk import beneath, blocks, room
 from syncd.disk.partial import PartialFile, clean, expire, key_of
 from syncd.errors import ErrorType, TransferError
-from tests.support.disk import small_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 MIB = 1 << 20
@@ -30,15 +28,6 @@ DAY = 24 * 3600.0  # seconds
 def slow_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if whatever comes had taken so long that notes are worth it."""
     monkeypatch.setattr(blocks, "FIRST_MOMENT", 0.0)
-
-
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of one MiB."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    with small_disk(folder):
-        yield folder
 
 
 def key(path: str, sender: str = "alice@example.org") -> str:

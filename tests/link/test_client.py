@@ -550,14 +550,15 @@ async def test_what_is_asked_by_get_is_not_asked_by_set(network: Network, payloa
         assert condition(reply) == "modify bad-request"
 
 
+async def busy(_: Iq) -> Element:
+    """A handler that is never ready."""
+    await trio.sleep_forever()
+    raise AssertionError
+
+
 async def test_a_client_that_is_busy_still_tells_what_it_is(network: Network) -> None:
     """Other clients ask while they wait for the answer to an offer, some for 5 s only."""
-
-    async def query(_: Iq) -> Element:
-        await trio.sleep_forever()
-        raise AssertionError
-
-    async with online(network, new_client(query=query)) as server:
+    async with online(network, new_client(query=busy)) as server:
         for number in range(MAX_HANDLING_OF_ONE):
             await server.send(f"<iq type='set' id='b{number}' from='{BOB}'>{A_QUERY}</iq>")
         assert condition(await ask(server, A_QUERY)) == "wait resource-constraint"
@@ -567,12 +568,7 @@ async def test_a_client_that_is_busy_still_tells_what_it_is(network: Network) ->
 
 async def test_a_client_that_is_busy_still_takes_its_roster(network: Network) -> None:
     """The server tells of each change once, and tells all of them in one breath."""
-
-    async def query(_: Iq) -> Element:
-        await trio.sleep_forever()
-        raise AssertionError
-
-    async with online(network, new_client(query=query)) as server:
+    async with online(network, new_client(query=busy)) as server:
         for number in range(MAX_HANDLING):
             await server.send(f"<iq type='set' id='7' from='p{number}@x.y/z'>{A_QUERY}</iq>")
         push = "<query xmlns='jabber:iq:roster'><item jid='dave@example.org'/></query>"

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
+import pytest
 import trio
 import trio.testing
 
@@ -34,7 +35,7 @@ from syncd.bytestreams.outgoing import Requester
 from syncd.bytestreams.proxies import Proxies
 from syncd.bytestreams.sockets import Listener, open_listener
 from syncd.disk import partial
-from syncd.errors import DeclinedError, OfflineError, StanzaError
+from syncd.errors import DeclinedError, OfflineError, StanzaError, TransferError
 from syncd.transfer import si
 from syncd.transfer.incoming import Arriving, Inbox, Incoming, Known, Present
 from syncd.transfer.receiver import Receiver
@@ -626,6 +627,16 @@ class Peers:
         """Send a file from Alice to Bob."""
         target = Target(jid=BOB, is_syncd=is_syncd, can_seal=is_syncd and bool(self.seals))
         return await self.sender.send(source, target)
+
+    async def send_until_cut(self, source: Source, count: int) -> None:
+        """Send a file from Alice to Bob, and have it cut behind so many bytes.
+
+        So will be the next, until the relay is told otherwise.
+        """
+        self.relay.cut_at(count)
+        with pytest.raises(TransferError):
+            await self.send(source)
+        await self.settled()
 
     async def settled(self) -> None:
         """Wait until every transfer that Bob accepted has ended."""

@@ -132,6 +132,10 @@ class World:
                 await trio.sleep(0.005)
         return statistics
 
+    async def until_at_work(self, path: str) -> None:
+        """Wait until it is known that somebody is at work on a file."""
+        await self.until(lambda _: not self.engine._folders["photos"].rests(path))
+
     async def until_idle(self) -> Statistics:
         """Wait until nothing is owed that could be sent now."""
         return await self.until(
@@ -474,7 +478,7 @@ async def test_a_file_that_changed_is_not_tried_again_before_it_rests(tmp_path: 
     async with working(tmp_path, ChangedError("it changed"), settle=NEVER) as world:
         world.drop("a")
         await world.until(lambda now: peer(now).error == "it changed")
-        await world.until(lambda _: not world.engine._folders["photos"].rests("a"))
+        await world.until_at_work("a")
         world.tick(AFTER_CHANGE)
         statistics = await world.until(lambda now: peer(now).error != "it changed")
         assert peer(statistics) == PeerCount(
@@ -493,7 +497,7 @@ async def test_a_file_that_does_not_rest_is_asked_for_as_seldom_as_it_may(
     settle = 600.0
     async with working(tmp_path, ChangedError("it changed"), settle=settle) as world:
         world.drop("a")
-        await world.until(lambda _: not world.engine._folders["photos"].rests("a"))
+        await world.until_at_work("a")
         for number in range(3):
             due = AFTER_CHANGE + number * settle
             world.tick(due)
@@ -506,7 +510,7 @@ async def test_waiting_until_a_file_rests_is_no_failure(tmp_path: Path) -> None:
     errors = ChangedError("it changed"), OfflineError("bob is gone")
     async with working(tmp_path, *errors, settle=NEVER) as world:
         world.drop("a")
-        await world.until(lambda _: not world.engine._folders["photos"].rests("a"))
+        await world.until_at_work("a")
         for number in range(20):
             due = AFTER_CHANGE + number * RETRY_LAST
             world.tick(due)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syncd.bytestreams import outgoing
 from syncd.sync.plan import (
     ANSWER_GRACE,
     MAX_LARGE,
@@ -256,6 +257,11 @@ def test_no_more_large_files_run_to_a_peer_than_it_has_threads_for() -> None:
 
 def test_the_threads_for_a_peer_are_those_of_the_pump() -> None:
     assert MAX_LARGE == PEER_THREADS - 1
+
+
+def test_the_plan_and_the_places_at_proxies_call_the_same_files_small() -> None:
+    """Else one that the plan has started might wait behind huge ones for a proxy."""
+    assert SMALL == outgoing.SMALL
 
 
 @given(worlds(), st.integers(2, 64), st.integers(2, 40))

@@ -126,10 +126,7 @@ async def test_transfer_that_was_cut_goes_on_where_it_was(tmp_path: Path) -> Non
     data = content(LARGE)
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", data)
-        peers.relay.cut_at(5 * MIB)
-        with pytest.raises(TransferError):
-            await peers.send(source)
-        await peers.settled()
+        await peers.send_until_cut(source, 5 * MIB)
         assert peers.received() == {}
         assert [path.stat().st_size for path in peers.partials()] == [5 * MIB]
         peers.relay.cut_at(None)
@@ -170,10 +167,7 @@ async def test_many_cuts_lead_to_the_same_file(tmp_path: Path) -> None:
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", data)
         for cut in cuts:
-            peers.relay.cut_at(cut)
-            with pytest.raises(TransferError):
-                await peers.send(source)
-            await peers.settled()
+            await peers.send_until_cut(source, cut)
         peers.relay.cut_at(None)
         await peers.send(source)
         assert offsets(peers) == [0, 1, 2, 1001, 66_537]
@@ -185,10 +179,7 @@ async def test_beginning_that_is_not_the_files_is_dropped(tmp_path: Path) -> Non
     data = content(2 * MIB)
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", data)
-        peers.relay.cut_at(MIB)
-        with pytest.raises(TransferError):
-            await peers.send(source)
-        await peers.settled()
+        await peers.send_until_cut(source, MIB)
         peers.relay.cut_at(None)
         [partial] = peers.partials()
         with partial.open("r+b") as file:

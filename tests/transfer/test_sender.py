@@ -887,10 +887,7 @@ async def test_way_that_broke_off_at_once_is_blamed_only_the_second_time(
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", data)
         for _ in range(2):
-            peers.relay.cut_at(1_000)
-            with pytest.raises(TransferError):
-                await peers.send(source)
-            await peers.settled()
+            await peers.send_until_cut(source, 1_000)
             lose_all(peers)
         peers.relay.cut_at(None)
         assert await peers.send(source) == Sent(True, digest(data))
@@ -903,10 +900,7 @@ async def test_peer_that_was_killed_before_it_had_a_block_is_reached_the_same_wa
     data = content(LARGE)
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", data)
-        peers.relay.cut_at(1_000)
-        with pytest.raises(TransferError):
-            await peers.send(source)
-        await peers.settled()
+        await peers.send_until_cut(source, 1_000)
         lose_all(peers)
         peers.relay.cut_at(None)
         for each in (source, peers.write("b", data)):
@@ -927,10 +921,7 @@ async def test_way_that_had_carried_much_is_not_blamed_for_what_the_peer_lost(
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", data)
         for _ in range(3):
-            peers.relay.cut_at(2 * LARGE)
-            with pytest.raises(TransferError):
-                await peers.send(source)
-            await peers.settled()
+            await peers.send_until_cut(source, 2 * LARGE)
             lose_all(peers)
         peers.relay.cut_at(None)
         assert await peers.send(source) == Sent(True, digest(data))
@@ -1124,10 +1115,7 @@ async def test_both_ends_wait_until_the_other_has_read_what_it_has(
     data = content(LARGE)
     async with open_peers(tmp_path) as peers:
         source = peers.write("a", data)
-        peers.relay.cut_at(5 * MIB)
-        with pytest.raises(TransferError):
-            await peers.send(source)
-        await peers.settled()
+        await peers.send_until_cut(source, 5 * MIB)
         peers.relay.cut_at(None)
         if way == "ibb":
             peers.sender = peers.make_sender(None)
